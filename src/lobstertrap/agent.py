@@ -1,0 +1,329 @@
+"""The agent spec: what `agents/NAME/agent.yaml` says, validated once, at the edge."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+
+from lobstertrap.errors import InvalidInput, NotFound
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]i?)?B?")
+_BYTES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_BYTES |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+
+def _duration(value: object) -> object:
+    if isinstance(value, str):
+        match = _DURATION.fullmatch(value.strip())
+        if match is None:
+            msg = "a duration is a number and one of ms, s, m, h: 30s"
+            raise ValueError(msg)
+        return float(match[1]) * _SECONDS[match[2]]
+    return value
+
+
+def parse_size(value: object) -> object:
+    """Return bytes for `512Mi`, `1G` or a plain number; anything else unchanged."""
+    if isinstance(value, str):
+        match = _SIZE.fullmatch(value.strip())
+        if match is None:
+            msg = "a size is a number of bytes or a number and Ki, Mi, Gi, Ti: 512Mi"
+            raise ValueError(msg)
+        return int(float(match[1]) * _BYTES[match[2] or ""])
+    return value
+
+
+def _absolute(value: str) -> str:
+    path = PurePosixPath(value)
+    if not path.is_absolute() or ".." in path.parts or str(path) == "/":
+        msg = "an absolute path below / without '..': /home/agent/state"
+        raise ValueError(msg)
+    return str(path)
+
+
+Seconds = Annotated[
+    float,
+    BeforeValidator(_duration),
+    Field(gt=0),
+    WithJsonSchema(
+        {"type": ["string", "number"], "examples": ["30s", "1m", 5]},
+        mode="validation",
+    ),
+]
+"""Seconds; written as `30s`, `500ms`, `2m`, `1h` or a number."""
+
+Size = Annotated[
+    int,
+    BeforeValidator(parse_size),
+    Field(gt=0),
+    WithJsonSchema(
+        {"type": ["string", "integer"], "examples": ["512Mi", "1Gi"]},
+        mode="validation",
+    ),
+]
+"""Bytes; written as `512Mi`, `1Gi`, `1G` or a number."""
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")]
+"""Lower-case letters, digits and dashes, at most 40: valid in every target."""
+
+EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
+AbsolutePath = Annotated[str, AfterValidator(_absolute)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SecretRef(_Model):
+    """Where a secret's value is found: the same three keys that OpenClaw uses."""
+
+    source: Literal["env", "file", "target"]
+    """`env`: a variable where the command runs; `file`: a provider's file;
+    `target`: a secret that is already on the target and never passes through here."""
+    provider: str = Field(default="default", pattern=r"^[a-z][a-z0-9_-]{0,63}$")
+    id: str = Field(min_length=1, max_length=256)
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.provider}:{self.id}"
+
+
+def _shorthand(value: object) -> object:
+    if isinstance(value, str):
+        match = re.fullmatch(r"\$\{([A-Z][A-Z0-9_]{0,127})\}", value)
+        if match is None:
+            msg = "a secret is {source, provider, id} or ${NAME}, never its value"
+            raise ValueError(msg)
+        return {"source": "env", "provider": "default", "id": match[1]}
+    return value
+
+
+SecretRefField = Annotated[SecretRef, BeforeValidator(_shorthand)]
+
+
+class Build(_Model):
+    """A build context; paths are relative to the agent's directory."""
+
+    context: str = "."
+    containerfile: str = "Containerfile"
+    args: dict[str, str] = Field(default_factory=dict)
+
+
+class Volume(_Model):
+    """A directory of state that must never be lost."""
+
+    name: Name
+    path: AbsolutePath
+    size: Size = 2**30
+    exclude: list[str] = Field(default_factory=list)
+    """Patterns as in .gitignore, relative to the volume; what need not travel."""
+
+
+class Port(_Model):
+    """A port that the agent listens on."""
+
+    name: Name
+    port: int = Field(ge=1, le=65535)
+    publish: int | None = Field(default=None, ge=1, le=65535)
+    """The port on the target's loopback; a free one is chosen when it is not given."""
+
+
+class HttpProbe(_Model):
+    """Ready means: GET answers 2xx or 3xx."""
+
+    port: Name
+    path: str = Field(default="/", pattern=r"^/")
+
+
+class Health(_Model):
+    """How readiness is seen: an HTTP path, or a command's exit status 0."""
+
+    http: HttpProbe | None = None
+    command: list[str] | None = Field(default=None, min_length=1)
+    start: Seconds = 60.0
+    """How long the agent may take to become ready."""
+    interval: Seconds = 1.0
+    timeout: Seconds = 5.0
+
+    @model_validator(mode="after")
+    def _one_probe(self) -> Self:
+        if (self.http is None) == (self.command is None):
+            msg = "exactly one of http and command"
+            raise ValueError(msg)
+        return self
+
+
+class Resources(_Model):
+    """Upper limits, where the target can enforce them."""
+
+    memory: Size = 2**30
+    cpus: float = Field(default=1.0, gt=0)
+    pids: int = Field(default=256, gt=0)
+
+
+class Security(_Model):
+    """Hardened by default; every field here relaxes one thing."""
+
+    user: int = Field(default=1000, ge=0)
+    group: int = Field(default=1000, ge=0)
+    read_only_root: bool = True
+    capabilities: list[str] = Field(default_factory=list)
+    """Capabilities to add back; all are dropped."""
+    no_new_privileges: bool = True
+    tmpfs: list[AbsolutePath] = Field(default_factory=lambda: ["/tmp"])  # noqa: S108
+
+
+class HostRun(_Model):
+    """How the agent runs as a plain process on a host target."""
+
+    command: list[str] = Field(min_length=1)
+
+
+class AgentSpec(_Model):
+    """An agent: an image, a few secrets, and volumes that must never be lost.
+
+    In `command`, `host.command` and the values of `env` these are replaced by the
+    target: `{volumes.NAME}` the path where the volume is, `{ports.NAME}` the port to
+    listen on, `{agent}` the agent's own directory (host targets only).
+    """
+
+    name: Name
+    image: str | None = Field(default=None, min_length=1)
+    """A reference, best by digest; or `build`."""
+    build: Build | None = None
+    command: list[str] = Field(default_factory=list)
+    hostname: Name | None = None
+    """The same on every target; the agent's name when it is not given."""
+    volumes: list[Volume] = Field(min_length=1)
+    secrets: dict[EnvName, SecretRefField] = Field(default_factory=dict)
+    env: dict[EnvName, str] = Field(default_factory=dict)
+    ports: list[Port] = Field(default_factory=list)
+    health: Health | None = None
+    resources: Resources = Resources()
+    stop_timeout: Seconds = 30.0
+    security: Security = Security()
+    host: HostRun | None = None
+
+    _directory: Path = PrivateAttr(default=Path())
+
+    @property
+    def directory(self) -> Path:
+        """The directory of the agent.yaml, to which the build context is relative."""
+        return self._directory
+
+    @property
+    def host_name(self) -> str:
+        """The host name that the agent sees on every target."""
+        return self.hostname or self.name
+
+    def port(self, name: str) -> Port:
+        """Return the port called `name`."""
+        return next(port for port in self.ports if port.name == name)
+
+    def expand(self, text: str, **values: dict[str, str] | str) -> str:
+        """Replace `{agent}`, `{volumes.NAME}` and `{ports.NAME}` in `text`."""
+
+        def replace(match: re.Match[str]) -> str:
+            table, _, key = match[1].partition(".")
+            value = values.get(table)
+            found = value.get(key) if isinstance(value, dict) else value
+            if found is None or (isinstance(value, str) and key):
+                msg = f"agent '{self.name}': nothing called {match[0]} on this target"
+                raise InvalidInput(msg, hint="see the placeholders in docs/agents.md")
+            return str(found)
+
+        return _PLACEHOLDER.sub(replace, text)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        problems = [*self._problems()]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _problems(self) -> list[str]:
+        problems = []
+        if (self.image is None) == (self.build is None):
+            problems.append("exactly one of image and build")
+        for kind, names in (
+            ("volumes", [v.name for v in self.volumes]),
+            ("ports", [p.name for p in self.ports]),
+        ):
+            twice = sorted({n for n in names if names.count(n) > 1})
+            problems += [f"{kind}: '{name}' is there twice" for name in twice]
+        both = sorted(self.secrets.keys() & self.env.keys())
+        problems += [f"'{name}' is both in env and in secrets" for name in both]
+        ports = {p.name for p in self.ports}
+        if self.health and self.health.http and self.health.http.port not in ports:
+            problems.append(f"health.http.port: no port '{self.health.http.port}'")
+        known = {f"ports.{p}" for p in ports}
+        known |= {f"volumes.{v.name}" for v in self.volumes} | {"agent"}
+        texts = [*self.command, *self.env.values()]
+        texts += self.host.command if self.host else []
+        used = {m[1] for text in texts for m in _PLACEHOLDER.finditer(text)}
+        problems += [f"no such placeholder: {{{u}}}" for u in sorted(used - known)]
+        return problems
+
+
+_PLACEHOLDER = re.compile(r"\{((?:volumes|ports)\.[a-z0-9-]+|agent)\}")
+
+
+def load_agent(path: Path) -> AgentSpec:
+    """Read and validate one agent.yaml.
+
+    Raises `NotFound` when there is no such file, and `InvalidInput` with one line per
+    mistake: file, field, what is allowed, and the value that was there.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        msg = f"no agent spec at {path}"
+        raise NotFound(msg, hint="see agents/tally/agent.yaml for one") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        msg = f"{path}: not YAML: {' '.join(str(error).split())}"
+        raise InvalidInput(msg) from error
+    if not isinstance(raw, dict):
+        msg = f"{path}: a mapping is expected, not {type(raw).__name__}"
+        raise InvalidInput(msg)
+    try:
+        spec = AgentSpec.model_validate(raw)
+    except ValidationError as error:
+        raise InvalidInput(
+            describe_mistakes(path, error),
+            hint="`lobstertrap schema` prints every field",
+        ) from None
+    spec._directory = path.parent.resolve()  # noqa: SLF001
+    return spec
+
+
+def describe_mistakes(path: Path, error: ValidationError) -> str:
+    """Return one line per mistake: file, field, what is allowed, the value."""
+    lines = []
+    for mistake in error.errors(include_url=False):
+        place = ".".join(str(part) for part in mistake["loc"]) or "(the whole file)"
+        what = mistake["msg"].removeprefix("Value error, ")
+        lines.append(f"{path}: {place}: {what}{_shown(mistake)}")
+    return "\n".join(lines)
+
+
+def _shown(mistake: Any) -> str:
+    if mistake["type"] == "missing" or isinstance(mistake["input"], (dict, BaseModel)):
+        return ""
+    if "secrets" in mistake["loc"]:  # somebody may have written the value itself
+        return ""
+    return f" (found {mistake['input']!r})"

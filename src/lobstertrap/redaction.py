@@ -1,0 +1,72 @@
+"""Values that must not be seen: `SecretValue`, and the filter that guards the logs."""
+
+from __future__ import annotations
+
+import logging
+from typing import NoReturn
+
+REDACTED = "**********"
+
+
+class SecretValue:
+    """A resolved secret: no repr, no equality, no pickle; read it with `reveal`."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """Return the plain value; call it only where the value is handed over."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return f"SecretValue({REDACTED})"
+
+    __str__ = __repr__
+
+    def __eq__(self, other: object) -> NoReturn:
+        msg = "secret values are not compared"
+        raise TypeError(msg)
+
+    def __hash__(self) -> NoReturn:
+        msg = "secret values are not hashed"
+        raise TypeError(msg)
+
+    def __reduce__(self) -> NoReturn:
+        msg = "secret values are not pickled"
+        raise TypeError(msg)
+
+
+class RedactingFilter(logging.Filter):
+    """Replaces every known secret value in a log record before a handler sees it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._values: set[str] = set()
+
+    def add(self, value: SecretValue) -> None:
+        """Remember `value`; ones shorter than 4 characters would garble the log."""
+        if len(value.reveal()) >= 4:  # noqa: PLR2004
+            self._values.add(value.reveal())
+
+    def redact(self, text: str) -> str:
+        """Return `text` with every known value replaced."""
+        for value in self._values:
+            text = text.replace(value, REDACTED)
+        return text
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Rewrite the record in place; never drop it."""
+        if self._values:
+            record.msg = self.redact(record.getMessage())
+            record.args = None
+            if record.exc_info:
+                record.exc_text = self.redact(
+                    logging.Formatter().formatException(record.exc_info)
+                )
+        return True
+
+
+redactor = RedactingFilter()
+"""The process's own filter: every resolved secret is added to it."""

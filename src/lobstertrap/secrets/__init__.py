@@ -1,0 +1,1 @@
+"""Secrets: references resolved at the last moment, from env and file providers."""

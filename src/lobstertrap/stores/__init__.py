@@ -1,0 +1,1 @@
+"""Object stores: where snapshots and agent records are kept (memory, directory, S3)."""

@@ -1,0 +1,1 @@
+"""Targets: the places where an agent runs (host process, Podman, Kubernetes)."""
