@@ -295,8 +295,8 @@ def load_agent(path: Path) -> AgentSpec:
         msg = f"no agent spec at {path}"
         raise NotFound(msg, hint="see agents/tally/agent.yaml for one") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        msg = f"{path}: not YAML: {' '.join(str(error).split())}"
-        raise InvalidInput(msg) from error
+        msg = f"{path}: not YAML: {_without_the_line(error)}"
+        raise InvalidInput(msg) from None  # its text quotes the line, perhaps a secret
     if not isinstance(raw, dict):
         msg = f"{path}: a mapping is expected, not {type(raw).__name__}"
         raise InvalidInput(msg)
@@ -321,9 +321,24 @@ def describe_mistakes(path: Path, error: ValidationError) -> str:
     return "\n".join(lines)
 
 
+_SECRET_FIELDS = {"secrets", "key", "access_key", "secret_key", "session_token"}
+"""Where somebody may have written the value itself, in a spec or in the settings."""
+
+
 def _shown(mistake: Any) -> str:
-    if mistake["type"] == "missing" or isinstance(mistake["input"], (dict, BaseModel)):
+    if mistake["type"] in ("missing", "extra_forbidden"):  # its name is the mistake
         return ""
-    if "secrets" in mistake["loc"]:  # somebody may have written the value itself
+    if isinstance(mistake["input"], (dict, list, BaseModel)):
         return ""
-    return f" (found {mistake['input']!r})"
+    if _SECRET_FIELDS.intersection(mistake["loc"]):
+        return ""
+    found = re.sub(r"//[^/\s]*@", "//***@", repr(mistake["input"]))
+    return f" (found {found})"
+
+
+def _without_the_line(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        what = error.problem or "it cannot be read"
+        return f"{what} (line {mark.line + 1}, column {mark.column + 1})"
+    return "it holds bytes that are not text in UTF-8"

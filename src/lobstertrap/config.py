@@ -1,0 +1,233 @@
+"""The composition root: what lobstertrap.toml says, and the parts that it opens.
+
+Nothing is opened, resolved or imported before it is asked for, so that a command which
+only reads a name starts quickly.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from lobstertrap.agent import AgentSpec, SecretRef, describe_mistakes, load_agent
+from lobstertrap.config_file import ConfigFile, HostSection, PodmanSection
+from lobstertrap.errors import AccessDenied, InvalidInput, NotFound
+
+if TYPE_CHECKING:
+    from lobstertrap.redaction import SecretValue
+    from lobstertrap.repository import Repository
+    from lobstertrap.stores.base import ObjectStore
+    from lobstertrap.stores.settings import StoreSettings
+    from lobstertrap.targets.base import Secrets, Target
+
+FILE_NAME = "lobstertrap.toml"
+VARIABLE = "LOBSTERTRAP_CONFIG"
+_EXAMPLE = "copy lobstertrap.example.toml (see docs/configuration.md)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """A loaded lobstertrap.toml; its methods open the parts, each time anew."""
+
+    path: Path
+    """The file itself; relative paths in it start at its directory."""
+    file: ConfigFile
+    environ: Mapping[str, str] = field(repr=False)
+
+    @property
+    def agents_directory(self) -> Path:
+        """Where the agents are: one directory each, with an agent.yaml."""
+        return self.resolve_path(self.file.agents)
+
+    @property
+    def agent_names(self) -> tuple[str, ...]:
+        """Every agent that has an agent.yaml, whether it is valid or not."""
+        found = self.agents_directory.glob("*/agent.yaml")
+        return tuple(sorted(path.parent.name for path in found))
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """Every target, in the file's order."""
+        return tuple(self.file.targets)
+
+    def agent(self, name: str) -> AgentSpec:
+        """Load one agent; `NotFound` with the known ones, `InvalidInput` if wrong."""
+        if name not in self.agent_names:
+            where = f"in {self.agents_directory}"
+            raise _unknown("agent", name, self.agent_names, where)
+        path = self.agents_directory / name / "agent.yaml"
+        spec = load_agent(path)
+        if spec.name != name:
+            raise InvalidInput(
+                f"{path}: name: the directory's name is expected (found {spec.name!r})",
+                hint=f"write name: {name}, or rename the directory",
+            )
+        return spec
+
+    def agents(self) -> tuple[AgentSpec, ...]:
+        """Load every agent; the first that is wrong raises."""
+        return tuple(self.agent(name) for name in self.agent_names)
+
+    def target(self, name: str) -> Target:
+        """Open one target; `NotFound` with the known ones."""
+        section = self.file.targets.get(name)
+        if section is None:
+            raise _unknown("target", name, self.target_names, f"in {self.path}")
+        return _OPENERS[section.kind](self, name, section)
+
+    def store_settings(self) -> StoreSettings:
+        """Return all that a mover elsewhere needs, boto3's own credentials included."""
+        from lobstertrap.stores import with_credentials  # noqa: PLC0415 - keep light
+
+        return with_credentials(self._written_settings())
+
+    def open_store(self) -> ObjectStore:
+        """Open the store; credentials that boto3 finds by itself stay refreshable."""
+        from lobstertrap.stores import open_store  # noqa: PLC0415 - keep light
+
+        return open_store(self._written_settings())
+
+    def repository_key(self) -> SecretValue:
+        """Resolve the repository's key; `SecretMissing` when it is not there."""
+        return self._resolve({"repository.key": self.file.repository.key})[
+            "repository.key"
+        ]
+
+    def open_repository(self, *, create: bool = False) -> Repository:
+        """Open the repository, or make it when asked and there is none yet."""
+        from lobstertrap.repository import Repository  # noqa: PLC0415 - keep light
+
+        store, key = self.open_store(), self.repository_key()
+        try:
+            return Repository.open(store, key)
+        except NotFound:
+            if not create:
+                raise
+        return Repository.create(store, key)
+
+    def resolve_secrets(self, agent: AgentSpec) -> Secrets:
+        """Resolve every secret of `agent` that does not live on a target."""
+        return self._resolve(agent.secrets)
+
+    def resolve_path(self, text: str) -> Path:
+        """Return `text` as an absolute path: `~` is home, relative is to the file."""
+        home = self.environ.get("HOME")
+        if home and (text == "~" or text.startswith("~/")):
+            text = home + text[1:]
+        return self.path.parent / Path(text).expanduser()
+
+    def _written_settings(self) -> StoreSettings:
+        from lobstertrap.stores.settings import StoreSettings  # noqa: PLC0415 - light
+
+        store = self.file.store
+        refs = {
+            name: ref
+            for name in ("access_key", "secret_key", "session_token")
+            if (ref := getattr(store, name)) is not None
+        }
+        return StoreSettings(
+            url=self._store_url(),
+            endpoint=store.endpoint,
+            region=store.region,
+            **self._resolve(refs),
+        )
+
+    def _store_url(self) -> str:
+        url = self.file.store.url
+        if not url.startswith("file://"):
+            return url
+        return f"file://{self.resolve_path(url.removeprefix('file://'))}"
+
+    def _resolve(self, refs: Mapping[str, SecretRef]) -> dict[str, SecretValue]:
+        from lobstertrap.secrets import resolve  # noqa: PLC0415 - keep light
+
+        providers: dict[str, Any] = {
+            name: {
+                "source": provider.source,
+                "path": str(self.resolve_path(provider.path)),
+                "mode": provider.mode,
+            }
+            for name, provider in self.file.secrets.providers.items()
+        }
+        return dict(resolve(refs, providers, self.environ))
+
+
+def load(start: Path, environ: Mapping[str, str]) -> Config:
+    """Find and validate lobstertrap.toml: from `start` upwards, or LOBSTERTRAP_CONFIG.
+
+    Raises `NotFound` when there is none, `InvalidInput` with one line per mistake.
+    """
+    path = _find(start, environ)
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except PermissionError as error:
+        raise AccessDenied(f"{path}: may not be read") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path}: not TOML: {error}", hint=_EXAMPLE) from error
+    try:
+        file = ConfigFile.model_validate(raw)
+    except ValidationError as error:
+        raise InvalidInput(describe_mistakes(path, error), hint=_EXAMPLE) from None
+    return Config(path=path, file=file, environ=environ)
+
+
+def _find(start: Path, environ: Mapping[str, str]) -> Path:
+    given = environ.get(VARIABLE)
+    if given:
+        path = start.absolute() / Path(given).expanduser()
+        if path.is_file():
+            return path
+        raise NotFound(f"{VARIABLE} names {path}, which is no file", hint=_EXAMPLE)
+    for directory in (start.absolute(), *start.absolute().parents):
+        if (directory / FILE_NAME).is_file():
+            return directory / FILE_NAME
+    raise NotFound(
+        f"no {FILE_NAME} in {start.absolute()} or above it",
+        hint=f"{_EXAMPLE}, or set {VARIABLE}",
+    )
+
+
+def _unknown(kind: str, name: str, known: Iterable[str], where: str) -> NotFound:
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    listed = f"known: {', '.join(names)}" if names else f"there is no {kind} at all"
+    hint = f"did you mean '{near[0]}'?" if near else f"use one of the known {kind}s"
+    return NotFound(f"no {kind} '{name}' {where}; {listed}", hint=hint)
+
+
+def _open_host(config: Config, name: str, section: HostSection) -> Target:
+    from lobstertrap.targets.host import HostTarget  # noqa: PLC0415 - when asked for
+
+    return HostTarget(name, config.resolve_path(section.root))
+
+
+def _open_podman(config: Config, name: str, section: PodmanSection) -> Target:
+    from lobstertrap.targets.podman import PodmanTarget  # noqa: PLC0415 - an extra
+
+    identity = config.resolve_path(section.identity) if section.identity else None
+    return PodmanTarget(
+        name,
+        section.url or _podman_socket(config.environ),
+        build_args=section.build_args,
+        identity=identity,
+    )
+
+
+_OPENERS: Mapping[str, Callable[[Config, str, Any], Target]] = {
+    "host": _open_host,
+    "podman": _open_podman,
+}
+
+
+def _podman_socket(environ: Mapping[str, str]) -> str:
+    """Return the URL where Podman's own units put the invoking user's socket."""
+    uid = os.geteuid()
+    runtime = "/run" if uid == 0 else environ.get("XDG_RUNTIME_DIR", f"/run/user/{uid}")
+    return f"unix://{runtime}/podman/podman.sock"

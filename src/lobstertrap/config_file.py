@@ -1,0 +1,117 @@
+"""The shape of lobstertrap.toml: sections, defaults and what is allowed in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from lobstertrap.agent import Name, SecretRef, SecretRefField
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StoreSection(_Section):
+    """Where snapshots and agent records are kept."""
+
+    url: str = Field(pattern=r"^(s3://[^/@\s]+(/[^\s]*)?|file:///?[^\s].*)$")
+    """`s3://bucket/prefix` or `file:///path`."""
+    endpoint: str | None = Field(default=None, pattern=r"^https?://[^/@\s]+/?$")
+    region: str | None = None
+    access_key: SecretRefField | None = None
+    """Without it: whatever credentials boto3 finds by itself."""
+    secret_key: SecretRefField | None = None
+    session_token: SecretRefField | None = None
+
+
+class RepositorySection(_Section):
+    """The key that encrypts every snapshot; without it they are noise."""
+
+    key: SecretRefField
+
+
+class FileProvider(_Section):
+    """A file of secrets that `{ source = "file", provider = NAME, id = ... }` names."""
+
+    source: Literal["file"]
+    path: str
+    mode: Literal["json", "singleValue"] = "json"
+
+
+class SecretsSection(_Section):
+    """The named places where secrets are read from."""
+
+    providers: dict[str, FileProvider] = Field(default_factory=dict)
+
+
+class HostSection(_Section):
+    """A target that runs agents as plain processes of this machine."""
+
+    kind: Literal["host"]
+    root: str
+    """The directory that holds the agents' volumes, logs and state."""
+
+
+class PodmanSection(_Section):
+    """A target that runs agents as containers of one Podman engine."""
+
+    kind: Literal["podman"]
+    url: str | None = Field(default=None, pattern=r"^(unix|ssh|tcp)://\S+$")
+    """`unix://`, `ssh://` or `tcp://`; the invoking user's own socket by default."""
+    identity: str | None = None
+    """The private key file of an `ssh://` URL."""
+    build_args: dict[str, str] = Field(default_factory=dict)
+    """Given to every build on this target, such as the base image."""
+
+
+def _known_kind(value: object) -> object:
+    kind = value.get("kind") if isinstance(value, dict) else None
+    if kind == "kubernetes":
+        raise ValueError("this version has no Kubernetes targets, only host and podman")
+    if kind not in ("host", "podman"):
+        raise ValueError('kind = "host" or kind = "podman" is expected')
+    return value
+
+
+TargetSection = Annotated[
+    Annotated[HostSection | PodmanSection, Field(discriminator="kind")],
+    BeforeValidator(_known_kind),
+]
+
+
+class ConfigFile(_Section):
+    """The shape of lobstertrap.toml."""
+
+    agents: str = "agents"
+    """The directory of agents, relative to the file."""
+    store: StoreSection
+    repository: RepositorySection
+    secrets: SecretsSection = SecretsSection()
+    targets: dict[Name, TargetSection] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        problems = [*self._problems()]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _problems(self) -> Iterator[str]:
+        store = self.store
+        if (store.access_key is None) != (store.secret_key is None):
+            yield "store: access_key and secret_key go together"
+        for place, ref in self._refs():
+            if ref.source == "target":
+                yield f"{place}: source is env or file; no target is involved"
+            elif ref.source == "file" and ref.provider not in self.secrets.providers:
+                yield f"{place}: no [secrets.providers.{ref.provider}]"
+
+    def _refs(self) -> Iterator[tuple[str, SecretRef]]:
+        yield "repository.key", self.repository.key
+        for name in ("access_key", "secret_key", "session_token"):
+            ref = getattr(self.store, name)
+            if ref is not None:
+                yield f"store.{name}", ref
