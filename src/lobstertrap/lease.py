@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from lobstertrap.errors import (
     Conflict,
@@ -96,8 +96,11 @@ class Journal:
     step: Literal["staging", "cutover", "launching", "rolling-back"]
     was_running: bool
     started: float
+    launched: bool = False
+    """Whether the destination may ever have been started."""
+    stopped_at: float | None = None
+    """When the source was asked to stop, by the clock of who asked: for the receipt."""
     snapshot: str | None = None
-    tree_digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

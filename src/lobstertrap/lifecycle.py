@@ -1,0 +1,255 @@
+"""What is done to one agent on one target: launch, stop, snapshot, restore, remove.
+
+Every function takes an `AgentHandle`, looks at the world first, may be repeated, and
+writes the agent's record *before* the effect that the record describes, so that after
+a crash between the two the record says what should be and running it again makes it so.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Literal
+
+from lobstertrap import progress
+from lobstertrap.agent import AgentSpec
+from lobstertrap.errors import IntegrityError, NotFound, Refused, Unhealthy
+from lobstertrap.job import MoverJob, OnProgress, Progress
+from lobstertrap.lease import TTL, AgentRecord, Lease
+from lobstertrap.targets.base import AgentStatus, LogSource, Secrets, Target
+
+Consistency = Literal["stopped", "live"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentHandle:
+    """An agent, the lease under which it is handled, and what is needed to do so."""
+
+    spec: AgentSpec
+    lease: Lease
+    target: Callable[[str], Target]
+    """Opens a target by its name in the configuration."""
+    secrets: Callable[[], Secrets]
+    """Resolves the agent's secrets now; `SecretMissing` names all that cannot be."""
+    mover_request: Callable[[], dict[str, Any]]
+    """Store settings and repository key for a mover: secret, made at each use."""
+    now: Callable[[], float] = time.time
+    monotonic: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+    def record(self) -> AgentRecord:
+        """Return the record; `LeaseLost` when the operation no longer holds it."""
+        return self.lease.read()
+
+    def home(self) -> str:
+        """Return the name of the target where the agent lives; `NotFound` if none."""
+        target = self.record().target
+        if target is None:
+            raise NotFound(
+                f"agent '{self.spec.name}' has never been launched",
+                hint=f"lobstertrap launch {self.spec.name} --on TARGET",
+            )
+        return target
+
+
+def launch(handle: AgentHandle, target_name: str) -> AgentStatus:
+    """Run the agent on the target and wait until it is healthy.
+
+    Raises `Refused` when it lives on another target or a migration is open, and
+    `Unhealthy` (the agent is then stopped again) when it does not become ready.
+    """
+    refuse_open_migration(handle)
+    _refuse_other_home(handle, target_name)
+    target = handle.target(target_name)
+    status = target.status(handle.spec)
+    record = handle.record()
+    if status.phase == "running" and status.epoch != record.epoch:
+        raise Refused(
+            f"agent '{handle.spec.name}' runs on '{target_name}' under epoch "
+            f"{status.epoch}, its record says {record.epoch}",
+            hint=f"lobstertrap stop {handle.spec.name}, then launch it again",
+        )
+    if status.phase != "running":
+        image = target.ensure_image(handle.spec)
+        start(handle, target_name, image=image)
+    try:
+        return await_healthy(handle, target_name)
+    except Unhealthy:
+        stop(handle, target_name)
+        raise
+
+
+def start(handle: AgentHandle, target_name: str, *, image: str) -> int:
+    """Raise the epoch, then run the agent under it on the target; return the epoch."""
+    target = handle.target(target_name)
+    secrets = handle.secrets()
+    target.bind_secrets(handle.spec, secrets)
+    record = handle.lease.update(
+        lambda now: replace(
+            now, epoch=now.epoch + 1, target=target_name, state="running"
+        )
+    )
+    target.launch(handle.spec, epoch=record.epoch, image=image, secrets=secrets)
+    return record.epoch
+
+
+def await_healthy(handle: AgentHandle, target_name: str) -> AgentStatus:
+    """Poll until the agent is healthy; `Unhealthy` with its last lines otherwise."""
+    target = handle.target(target_name)
+    health = handle.spec.health
+    limit, interval = (health.start, health.interval) if health else (10.0, 1.0)
+    began = handle.monotonic()
+    while True:
+        status = target.status(handle.spec)
+        waited = handle.monotonic() - began
+        if status.phase != "running" and waited >= interval:
+            raise _unhealthy(handle, target, "it stopped", status)
+        if status.phase == "running" and status.healthy is not False:
+            return status
+        if waited >= limit:
+            raise _unhealthy(handle, target, f"not ready after {limit:g} s", status)
+        handle.sleep(min(interval, 0.05 + waited / 10))  # eager at first: downtime
+
+
+def stop(handle: AgentHandle, target_name: str) -> None:
+    """Record that the agent should be stopped, and stop it; proven, or an error."""
+    handle.lease.update(lambda record: replace(record, state="stopped"))
+    prove_stopped(handle, target_name)
+
+
+def prove_stopped(handle: AgentHandle, target_name: str) -> None:
+    """Stop whatever runs of the agent on the target; `Refused` if it still shows."""
+    target = handle.target(target_name)
+    target.stop(handle.spec)
+    status = target.status(handle.spec)
+    if status.phase == "running":
+        raise Refused(
+            f"agent '{handle.spec.name}' still runs on '{target_name}'",
+            hint="stop it there by hand, then run the same command again",
+        )
+
+
+def snapshot(
+    handle: AgentHandle, target_name: str, *, consistency: Consistency
+) -> dict[str, Any]:
+    """Take a snapshot of the agent's volumes beside them; returns the mover's result.
+
+    With "stopped" the agent must not run: `Refused` otherwise.
+    """
+    target = handle.target(target_name)
+    if consistency == "stopped" and target.status(handle.spec).phase == "running":
+        raise Refused(f"agent '{handle.spec.name}' runs on '{target_name}'")
+    job = _job(
+        handle, "snapshot", consistency=consistency, tags={"target": target_name}
+    )
+    label = f"snapshot {handle.spec.name} on {target_name}"
+    result = target.run_mover(handle.spec, job, _watch(handle, label))
+    handle.lease.update(lambda record: replace(record, snapshot=result["snapshot"]))
+    return result
+
+
+def restore(handle: AgentHandle, target_name: str, *, snapshot: str) -> dict[str, Any]:
+    """Make the volumes on the target equal to the snapshot; returns the result.
+
+    Only differences are written; what is not in the snapshot is deleted there. The
+    agent must not run on the target: `Refused` otherwise.
+    """
+    target = handle.target(target_name)
+    if target.status(handle.spec).phase == "running":
+        raise Refused(f"agent '{handle.spec.name}' runs on '{target_name}'")
+    job = _job(handle, "restore", snapshot=snapshot, delete_extra=True)
+    label = f"restore {handle.spec.name} on {target_name}"
+    result = target.run_mover(handle.spec, job, _watch(handle, label))
+    if not result["verified"]:
+        raise IntegrityError(f"the restore on '{target_name}' was not verified")
+    return result
+
+
+def remove(handle: AgentHandle, target_name: str, *, volumes: bool) -> None:
+    """Remove a stopped agent from a target; its volumes only when asked.
+
+    Raises `Refused` while it runs there, or when the volumes are the only copy that
+    the record knows of (no snapshot has ever been taken).
+    """
+    refuse_open_migration(handle)
+    record = handle.record()
+    if volumes and record.target == target_name and record.snapshot is None:
+        raise Refused(
+            f"the volumes on '{target_name}' are the only copy of agent "
+            f"'{handle.spec.name}'",
+            hint=f"lobstertrap snapshot {handle.spec.name} first",
+        )
+    handle.target(target_name).remove(handle.spec, volumes=volumes)
+    if volumes and record.target == target_name:
+        handle.lease.update(lambda now: replace(now, target=None))
+
+
+def refuse_open_migration(handle: AgentHandle) -> None:
+    """Raise `Refused` while a migration of the agent is open."""
+    migration = handle.record().migration
+    if migration is not None:
+        name = handle.spec.name
+        raise Refused(
+            f"a migration of agent '{name}' from '{migration.source}' to "
+            f"'{migration.destination}' is open",
+            hint=f"finish it: lobstertrap migrate {name} --to {migration.destination}, "
+            f"or undo it: lobstertrap migrate {name} --abort",
+        )
+
+
+def _refuse_other_home(handle: AgentHandle, target_name: str) -> None:
+    home = handle.record().target
+    if home not in (None, target_name):
+        name = handle.spec.name
+        raise Refused(
+            f"agent '{name}' lives on '{home}'; a second copy on '{target_name}' would "
+            "split its state",
+            hint=f"lobstertrap migrate {name} --to {target_name}",
+        )
+
+
+def _job(
+    handle: AgentHandle, command: Literal["snapshot", "restore"], **fields: Any
+) -> MoverJob:
+    spec = handle.spec
+    return MoverJob(
+        command=command,
+        agent=spec.name,
+        volumes=tuple(volume.name for volume in spec.volumes),
+        request={
+            **handle.mover_request(),
+            "owner": [spec.security.user, spec.security.group],
+            "exclude": {volume.name: volume.exclude for volume in spec.volumes},
+            **fields,
+        },
+    )
+
+
+def _watch(handle: AgentHandle, label: str) -> OnProgress:
+    """Report progress, and stop the mover when the lease is lost meanwhile."""
+    checked = handle.monotonic()
+
+    def on_progress(done: Progress) -> None:
+        nonlocal checked
+        if handle.monotonic() - checked > TTL / 3:
+            handle.lease.check()
+            checked = handle.monotonic()
+        progress.report(label, done)
+
+    return on_progress
+
+
+def _unhealthy(
+    handle: AgentHandle, target: Target, what: str, status: AgentStatus
+) -> Unhealthy:
+    lines: list[str] = []
+    if isinstance(target, LogSource):
+        lines = list(islice(target.logs(handle.spec, lines=5), 5))
+    shown = "".join(f"\n  {line.rstrip()}" for line in lines)
+    detail = f" ({status.detail})" if status.detail else ""
+    return Unhealthy(
+        f"agent '{handle.spec.name}' on '{target.name}': {what}{detail}{shown}",
+        hint=f"lobstertrap logs {handle.spec.name}",
+    )

@@ -1,0 +1,302 @@
+"""The steps of a migration, each of which may be repeated, and its journal.
+
+docs/migration.md says what each step writes, in which order, and why at no instant two
+copies run and at no instant there is no complete copy of the state.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lobstertrap import lifecycle
+from lobstertrap.errors import (
+    IntegrityError,
+    InvalidInput,
+    LobsterTrapError,
+    NoSpace,
+    NotFound,
+    Refused,
+)
+from lobstertrap.lease import AgentRecord, Journal
+from lobstertrap.lifecycle import AgentHandle
+from lobstertrap.targets.base import ImageTransfer, Target, TargetInfo
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a migration will do; nothing was changed to find out."""
+
+    agent: str
+    source: str
+    destination: str
+    kinds: tuple[str, str]
+    was_running: bool
+    resumes: str | None
+    """The step at which an open migration is continued."""
+    notes: tuple[str, ...]
+
+
+def plan(handle: AgentHandle, to: str) -> Plan:
+    """Check everything that can be checked before the source is touched.
+
+    Raises one error that lists every problem; its class is the first problem's.
+    """
+    record = handle.record()
+    home = handle.home()
+    journal = record.migration
+    if journal and journal.destination != to:
+        lifecycle.refuse_open_migration(handle)
+    if journal is None and home == to:
+        raise InvalidInput(
+            f"agent '{handle.spec.name}' already lives on '{to}'",
+            hint="name another target; `lobstertrap status` shows where agents are",
+        )
+    found: dict[str, TargetInfo] = {}
+    _all(
+        lambda: found.update(source=handle.target(home).inspect()),
+        lambda: found.update(destination=handle.target(to).inspect()),
+        handle.secrets,
+        lambda: _source_has_volumes(handle, home),
+        lambda: _destination_is_free(handle, to, journal),
+    )
+    source, destination = found["source"], found["destination"]
+    if source.identity == destination.identity:
+        raise InvalidInput(
+            f"'{home}' and '{to}' are the same place ({source.identity})",
+            hint="give one of them another socket or root in lobstertrap.toml",
+        )
+    return Plan(
+        agent=handle.spec.name,
+        source=home,
+        destination=to,
+        kinds=(source.kind, destination.kind),
+        was_running=journal.was_running if journal else record.state == "running",
+        resumes=journal.step if journal else None,
+        notes=source.notes + destination.notes,
+    )
+
+
+def begin(handle: AgentHandle, plan: Plan) -> Journal:
+    """Open the journal; one that is open is returned as it is."""
+    journal = Journal(
+        id=uuid.uuid4().hex,
+        source=plan.source,
+        destination=plan.destination,
+        step="staging",
+        was_running=plan.was_running,
+        started=handle.now(),
+    )
+    record = handle.lease.update(
+        lambda now: now if now.migration else replace(now, migration=journal)
+    )
+    return _open(record)
+
+
+def stage(handle: AgentHandle) -> str:
+    """Bring the image and the secrets to the destination; return the image's identity.
+
+    An image that the source built is carried over, so that the same bytes run there;
+    a destination that cannot take it builds or pulls its own.
+    """
+    journal = _journal(handle)
+    source = handle.target(journal.source)
+    destination = handle.target(journal.destination)
+    destination.bind_secrets(handle.spec, handle.secrets())
+    if isinstance(source, ImageTransfer) and isinstance(destination, ImageTransfer):
+        image = source.ensure_image(handle.spec)
+        if not destination.has_image(image):
+            destination.import_image(handle.spec, source.export_image(image))
+    return destination.ensure_image(handle.spec)
+
+
+def precopy(handle: AgentHandle) -> dict[str, Any]:
+    """Copy the state of the *running* source, so that the cutover moves only the rest.
+
+    Returns the snapshot's result and the restore's, as `{"snapshot", "restore"}`; empty
+    when the source does not run or is past it.
+    """
+    journal = _journal(handle)
+    if journal.step != "staging" or not journal.was_running:
+        return {}
+    taken = lifecycle.snapshot(handle, journal.source, consistency="live")
+    _refuse_full(handle.target(journal.destination), taken["bytes"])
+    restored = lifecycle.restore(
+        handle, journal.destination, snapshot=taken["snapshot"]
+    )
+    return {"snapshot": taken, "restore": restored}
+
+
+def quiesce(handle: AgentHandle) -> None:
+    """Stop the source for good: from here on the way back is `rollback`."""
+    _advance(
+        handle,
+        lambda now: (
+            now
+            if now.step != "staging"
+            else replace(now, step="cutover", stopped_at=handle.now())
+        ),
+    )
+    lifecycle.prove_stopped(handle, _journal(handle).source)
+
+
+def transfer(handle: AgentHandle) -> dict[str, Any]:
+    """Snapshot the stopped source and make the destination's volumes equal to it.
+
+    Does nothing once the destination may have been launched: its volumes are the
+    agent's then. Returns `{"snapshot", "restore"}`, the movers' results.
+    """
+    journal = _journal(handle)
+    if journal.launched:
+        return {}
+    lifecycle.prove_stopped(handle, journal.destination)
+    taken = lifecycle.snapshot(handle, journal.source, consistency="stopped")
+    _refuse_full(handle.target(journal.destination), taken["new_bytes"])
+    restored = lifecycle.restore(
+        handle, journal.destination, snapshot=taken["snapshot"]
+    )
+    if restored["tree_digest"] != taken["tree_digest"]:
+        raise IntegrityError(
+            f"'{journal.destination}' does not hold what '{journal.source}' held"
+        )
+    _advance(handle, lambda now: replace(now, snapshot=taken["snapshot"]))
+    return {"snapshot": taken, "restore": restored}
+
+
+def launch(handle: AgentHandle) -> int:
+    """Raise the epoch and run the agent on the destination; return the epoch.
+
+    The source is proven stopped once more, directly before.
+    """
+    journal = _journal(handle)
+    source, destination = journal.source, handle.target(journal.destination)
+    image = destination.ensure_image(handle.spec)
+    secrets = handle.secrets()
+    lifecycle.prove_stopped(handle, source)
+    record = handle.lease.update(
+        lambda now: (
+            now
+            if _open(now).launched
+            else replace(
+                now,
+                epoch=now.epoch + 1,
+                migration=replace(_open(now), step="launching", launched=True),
+            )
+        )
+    )
+    destination.launch(handle.spec, epoch=record.epoch, image=image, secrets=secrets)
+    return record.epoch
+
+
+def await_healthy(handle: AgentHandle) -> float:
+    """Wait for the destination; return the downtime in seconds."""
+    journal = _journal(handle)
+    lifecycle.await_healthy(handle, journal.destination)
+    return handle.now() - (journal.stopped_at or handle.now())
+
+
+def commit(handle: AgentHandle) -> AgentRecord:
+    """Make the destination the agent's home; the migration is then closed."""
+    return handle.lease.update(
+        lambda now: replace(now, target=_open(now).destination, migration=None)
+    )
+
+
+def retire(handle: AgentHandle, target_name: str) -> None:
+    """Remove the stopped instance and its secrets from a target; its volumes stay."""
+    handle.target(target_name).remove(handle.spec, volumes=False)
+
+
+def rollback(handle: AgentHandle) -> str | None:
+    """Undo an open migration: the source runs again from its untouched volumes.
+
+    Returns the source's name, or None when no migration is open. The destination is
+    proven stopped first if it may ever have been launched; if that cannot be proven,
+    raises what stood in the way and changes nothing more.
+    """
+    if handle.record().migration is None:
+        return None
+    touched = _journal(handle).step != "staging"
+    journal = _advance(handle, lambda now: replace(now, step="rolling-back"))
+    if journal.launched:
+        lifecycle.prove_stopped(handle, journal.destination)
+    if journal.was_running and touched:
+        _restart_source(handle, journal.source)
+    handle.lease.update(lambda now: replace(now, migration=None))
+    try:
+        retire(handle, journal.destination)
+    except LobsterTrapError as error:
+        log.warning("could not tidy up '%s': %s", journal.destination, error)
+    return journal.source
+
+
+def _restart_source(handle: AgentHandle, source: str) -> None:
+    status = handle.target(source).status(handle.spec)
+    if status.phase == "running" and status.epoch == handle.record().epoch:
+        return
+    lifecycle.prove_stopped(handle, source)
+    image = status.image or handle.target(source).ensure_image(handle.spec)
+    lifecycle.start(handle, source, image=image)
+    lifecycle.await_healthy(handle, source)
+
+
+def _journal(handle: AgentHandle) -> Journal:
+    return _open(handle.record())
+
+
+def _open(record: AgentRecord) -> Journal:
+    if record.migration is None:
+        raise Refused(f"no migration of agent '{record.agent}' is open")
+    return record.migration
+
+
+def _advance(handle: AgentHandle, change: Callable[[Journal], Journal]) -> Journal:
+    record = handle.lease.update(lambda now: replace(now, migration=change(_open(now))))
+    return _open(record)
+
+
+def _source_has_volumes(handle: AgentHandle, source: str) -> None:
+    here = handle.target(source).status(handle.spec).volumes
+    for volume in handle.spec.volumes:
+        if volume.name not in here:
+            raise NotFound(
+                f"volume '{volume.name}' of agent '{handle.spec.name}' does not exist "
+                f"on '{source}'",
+                hint="restore it from a snapshot: lobstertrap restore --help",
+            )
+
+
+def _destination_is_free(handle: AgentHandle, to: str, journal: Journal | None) -> None:
+    status = handle.target(to).status(handle.spec)
+    if status.phase == "running" and not (journal and journal.launched):
+        raise Refused(
+            f"agent '{handle.spec.name}' already runs on '{to}' (epoch {status.epoch})",
+            hint="stop it there first; its record says that it lives elsewhere",
+        )
+
+
+def _refuse_full(destination: Target, needed: int) -> None:
+    free = destination.inspect().free_bytes
+    if free is not None and free < needed:
+        raise NoSpace(
+            f"'{destination.name}' has {free:,} bytes free, {needed:,} are needed",
+            hint="make room there, then run the same command again",
+        )
+
+
+def _all(*checks: Callable[[], object]) -> None:
+    problems: list[LobsterTrapError] = []
+    for check in checks:
+        try:
+            check()
+        except LobsterTrapError as error:
+            if all(error.message != seen.message for seen in problems):
+                problems.append(error)
+    if problems:
+        message = "\n".join(problem.message for problem in problems)
+        raise type(problems[0])(message, hint=problems[0].hint) from problems[0]
