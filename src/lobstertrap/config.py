@@ -7,18 +7,25 @@ only reads a name starts quickly.
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from lobstertrap import lease
 from lobstertrap.agent import AgentSpec, SecretRef, describe_mistakes, load_agent
 from lobstertrap.config_file import ConfigFile, HostSection, PodmanSection
 from lobstertrap.errors import AccessDenied, InvalidInput, NotFound
+from lobstertrap.lease import Lease
+from lobstertrap.lifecycle import AgentHandle
+from lobstertrap.lease import hold
+from lobstertrap.lifecycle import AgentHandle
 
 if TYPE_CHECKING:
     from lobstertrap.redaction import SecretValue
@@ -77,10 +84,45 @@ class Config:
 
     def target(self, name: str) -> Target:
         """Open one target; `NotFound` with the known ones."""
+        section = self.require_target(name)
+        return _OPENERS[section.kind](self, name, section)
+
+    def require_target(self, name: str) -> HostSection | PodmanSection:
+        """Return what the file says of a target, or raise `NotFound`; opens nothing."""
         section = self.file.targets.get(name)
         if section is None:
             raise _unknown("target", name, self.target_names, f"in {self.path}")
-        return _OPENERS[section.kind](self, name, section)
+        return section
+
+    @contextmanager
+    def hold(self, name: str, operation: str) -> Iterator[AgentHandle]:
+        """Hold the agent's lease for one operation, and give all that it needs.
+
+        Raises `Refused` when another operation holds the agent, or when the store
+        cannot do the conditional writes on which the lease stands.
+        """
+        from lobstertrap.stores.conditions import (  # noqa: PLC0415 - keep light
+            require_conditional_writes,
+        )
+
+        spec, store = self.agent(name), self.open_store()
+        require_conditional_writes(store)
+        with hold(store, name, operation) as lease:
+            yield AgentHandle(
+                spec=spec,
+                lease=lease,
+                target=functools.cache(self.target),
+                secrets=lambda: self.resolve_secrets(spec),
+                mover_request=self.mover_request,
+            )
+
+    def mover_request(self) -> dict[str, Any]:
+        """Return what a mover needs to reach the repository: secrets in plain text."""
+        return {
+            "store": self.store_settings().to_dict(),
+            "key": self.repository_key().reveal(),
+            "cache": True,
+        }
 
     def store_settings(self) -> StoreSettings:
         """Return all that a mover elsewhere needs, boto3's own credentials included."""
@@ -115,6 +157,46 @@ class Config:
     def resolve_secrets(self, agent: AgentSpec) -> Secrets:
         """Resolve every secret of `agent` that does not live on a target."""
         return self._resolve(agent.secrets)
+
+    def handle(self, agent: str, lease: Lease) -> AgentHandle:
+        """Return all that is needed to act on `agent` under `lease`."""
+        spec = self.agent(agent)
+        return AgentHandle(
+            spec=spec,
+            lease=lease,
+            target=self.target,
+            secrets=lambda: self.resolve_secrets(spec),
+            mover_request=self._mover_request,
+        )
+
+    @contextmanager
+    def hold(self, agent: str, kind: str) -> Iterator[AgentHandle]:
+        """Hold `agent` for one operation of `kind`, in the world.
+
+        Before anything is written, the store is shown to honour conditions and the
+        repository to open with the key; it is made when there is none yet.
+        """
+        from lobstertrap.stores.conditions import (  # noqa: PLC0415 - keep light
+            require_conditional_writes,
+        )
+
+        self.agent(agent)  # a wrong name or spec fails before the store is touched
+        store = self.open_store()
+        require_conditional_writes(store)
+        self.open_repository(create=True)
+        with lease.hold(store, agent, kind) as held:
+            yield self.handle(agent, held)
+
+    def resume_hold(self, agent: str, operation: str) -> AgentHandle:
+        """Return the handle of an operation that this program holds elsewhere."""
+        return self.handle(agent, Lease(self.open_store(), agent, operation))
+
+    def _mover_request(self) -> dict[str, Any]:
+        return {
+            "store": self.store_settings().to_dict(),
+            "key": self.repository_key().reveal(),
+            "cache": True,
+        }
 
     def resolve_path(self, text: str) -> Path:
         """Return `text` as an absolute path: `~` is home, relative is to the file."""

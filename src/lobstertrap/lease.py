@@ -117,6 +117,9 @@ class AgentRecord:
     migration: Journal | None = None
     snapshot: str | None = None
     """The last snapshot's id."""
+    restoring: str | None = None
+    """The snapshot that a restore has begun to write over the volumes; nothing is
+    launched, and no snapshot taken, until that restore is finished."""
 
     def to_json(self) -> bytes:
         """Return the stored form."""

@@ -60,7 +60,7 @@ def launch(handle: AgentHandle, target_name: str) -> AgentStatus:
     Raises `Refused` when it lives on another target or a migration is open, and
     `Unhealthy` (the agent is then stopped again) when it does not become ready.
     """
-    refuse_open_migration(handle)
+    refuse_unfinished(handle)
     _refuse_other_home(handle, target_name)
     target = handle.target(target_name)
     status = target.status(handle.spec)
@@ -131,12 +131,17 @@ def prove_stopped(handle: AgentHandle, target_name: str) -> None:
         )
 
 
-def snapshot(
-    handle: AgentHandle, target_name: str, *, consistency: Consistency
+def take_snapshot(
+    handle: AgentHandle,
+    target_name: str,
+    *,
+    consistency: Consistency,
+    purpose: str = "asked for",
 ) -> dict[str, Any]:
     """Take a snapshot of the agent's volumes beside them; returns the mover's result.
 
-    With "stopped" the agent must not run: `Refused` otherwise.
+    With "stopped" the agent must not run: `Refused` otherwise. `purpose` is kept as a
+    tag: "asked for", "pre-copy", "migration" or "before-restore".
     """
     target = handle.target(target_name)
     if consistency == "stopped" and target.status(handle.spec).phase == "running":
@@ -167,13 +172,63 @@ def restore(handle: AgentHandle, target_name: str, *, snapshot: str) -> dict[str
     return result
 
 
+def pause(handle: AgentHandle, target_name: str) -> None:
+    """Stop the agent for a moment: the record still says that it should run."""
+    refuse_unfinished(handle)
+    prove_stopped(handle, target_name)
+
+
+def resume(handle: AgentHandle, target_name: str) -> AgentStatus:
+    """Make what the record says true again: run it if it should run, and wait.
+
+    This is also what mends an agent that a killed operation left stopped.
+    """
+    refuse_unfinished(handle)
+    target = handle.target(target_name)
+    status = target.status(handle.spec)
+    if handle.record().state != "running" or status.phase == "running":
+        return status
+    image = status.image or target.ensure_image(handle.spec)
+    start(handle, target_name, image=image)
+    return await_healthy(handle, target_name)
+
+
+def prepare_restore(handle: AgentHandle, target_name: str, snapshot: str) -> str:
+    """Stop the agent, save what its volumes hold now, and open the restore.
+
+    Returns the id of the snapshot to restore: that of an unfinished restore when there
+    is one. Raises `Refused` when the agent lives on another target.
+    """
+    record, target = handle.record(), handle.target(target_name)
+    if record.migration is not None:
+        refuse_unfinished(handle)
+    _refuse_other_home(handle, target_name)
+    if record.restoring is not None:
+        return record.restoring
+    prove_stopped(handle, target_name)
+    here = target.status(handle.spec).volumes
+    if all(volume.name in here for volume in handle.spec.volumes):
+        take_snapshot(
+            handle, target_name, consistency="stopped", purpose="before-restore"
+        )
+    handle.lease.update(
+        lambda now: replace(now, target=target_name, restoring=snapshot)
+    )
+    return snapshot
+
+
+def finish_restore(handle: AgentHandle) -> None:
+    """Close the restore: the volumes hold what was asked for."""
+    handle.lease.update(lambda now: replace(now, restoring=None))
+
+
 def remove(handle: AgentHandle, target_name: str, *, volumes: bool) -> None:
     """Remove a stopped agent from a target; its volumes only when asked.
 
     Raises `Refused` while it runs there, or when the volumes are the only copy that
     the record knows of (no snapshot has ever been taken).
     """
-    refuse_open_migration(handle)
+    refuse_unfinished(handle)
     record = handle.record()
     if volumes and record.target == target_name and record.snapshot is None:
         raise Refused(
@@ -186,16 +241,21 @@ def remove(handle: AgentHandle, target_name: str, *, volumes: bool) -> None:
         handle.lease.update(lambda now: replace(now, target=None))
 
 
-def refuse_open_migration(handle: AgentHandle) -> None:
-    """Raise `Refused` while a migration of the agent is open."""
-    migration = handle.record().migration
+def refuse_unfinished(handle: AgentHandle) -> None:
+    """Raise `Refused` while a migration or a restore of the agent is unfinished."""
+    record, name = handle.record(), handle.spec.name
+    migration = record.migration
     if migration is not None:
-        name = handle.spec.name
         raise Refused(
             f"a migration of agent '{name}' from '{migration.source}' to "
             f"'{migration.destination}' is open",
             hint=f"finish it: lobstertrap migrate {name} --to {migration.destination}, "
             f"or undo it: lobstertrap migrate {name} --abort",
+        )
+    if record.restoring is not None:
+        raise Refused(
+            f"a restore of agent '{name}' on '{record.target}' is unfinished",
+            hint=f"lobstertrap restore {name} --to {record.target}",
         )
 
 

@@ -50,8 +50,8 @@ def plan(handle: AgentHandle, to: str) -> Plan:
     record = handle.record()
     home = handle.home()
     journal = record.migration
-    if journal and journal.destination != to:
-        lifecycle.refuse_open_migration(handle)
+    if journal is None or journal.destination != to:
+        lifecycle.refuse_unfinished(handle)
     if journal is None and home == to:
         raise InvalidInput(
             f"agent '{handle.spec.name}' already lives on '{to}'",
@@ -124,7 +124,9 @@ def precopy(handle: AgentHandle) -> dict[str, Any]:
     journal = _journal(handle)
     if journal.step != "staging" or not journal.was_running:
         return {}
-    taken = lifecycle.snapshot(handle, journal.source, consistency="live")
+    taken = lifecycle.take_snapshot(
+        handle, journal.source, consistency="live", purpose="pre-copy"
+    )
     _refuse_full(handle.target(journal.destination), taken["bytes"])
     restored = lifecycle.restore(
         handle, journal.destination, snapshot=taken["snapshot"]
@@ -155,7 +157,9 @@ def transfer(handle: AgentHandle) -> dict[str, Any]:
     if journal.launched:
         return {}
     lifecycle.prove_stopped(handle, journal.destination)
-    taken = lifecycle.snapshot(handle, journal.source, consistency="stopped")
+    taken = lifecycle.take_snapshot(
+        handle, journal.source, consistency="stopped", purpose="migration"
+    )
     _refuse_full(handle.target(journal.destination), taken["new_bytes"])
     restored = lifecycle.restore(
         handle, journal.destination, snapshot=taken["snapshot"]
