@@ -18,13 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from lobstertrap import lease
 from lobstertrap.agent import AgentSpec, SecretRef, describe_mistakes, load_agent
 from lobstertrap.config_file import ConfigFile, HostSection, PodmanSection
 from lobstertrap.errors import AccessDenied, InvalidInput, NotFound
-from lobstertrap.lease import Lease
-from lobstertrap.lifecycle import AgentHandle
-from lobstertrap.lease import hold
+from lobstertrap.lease import Lease, hold
 from lobstertrap.lifecycle import AgentHandle
 
 if TYPE_CHECKING:
@@ -94,36 +91,6 @@ class Config:
             raise _unknown("target", name, self.target_names, f"in {self.path}")
         return section
 
-    @contextmanager
-    def hold(self, name: str, operation: str) -> Iterator[AgentHandle]:
-        """Hold the agent's lease for one operation, and give all that it needs.
-
-        Raises `Refused` when another operation holds the agent, or when the store
-        cannot do the conditional writes on which the lease stands.
-        """
-        from lobstertrap.stores.conditions import (  # noqa: PLC0415 - keep light
-            require_conditional_writes,
-        )
-
-        spec, store = self.agent(name), self.open_store()
-        require_conditional_writes(store)
-        with hold(store, name, operation) as lease:
-            yield AgentHandle(
-                spec=spec,
-                lease=lease,
-                target=functools.cache(self.target),
-                secrets=lambda: self.resolve_secrets(spec),
-                mover_request=self.mover_request,
-            )
-
-    def mover_request(self) -> dict[str, Any]:
-        """Return what a mover needs to reach the repository: secrets in plain text."""
-        return {
-            "store": self.store_settings().to_dict(),
-            "key": self.repository_key().reveal(),
-            "cache": True,
-        }
-
     def store_settings(self) -> StoreSettings:
         """Return all that a mover elsewhere needs, boto3's own credentials included."""
         from lobstertrap.stores import with_credentials  # noqa: PLC0415 - keep light
@@ -164,9 +131,9 @@ class Config:
         return AgentHandle(
             spec=spec,
             lease=lease,
-            target=self.target,
+            target=functools.cache(self.target),
             secrets=lambda: self.resolve_secrets(spec),
-            mover_request=self._mover_request,
+            mover_request=self.mover_request,
         )
 
     @contextmanager
@@ -184,14 +151,15 @@ class Config:
         store = self.open_store()
         require_conditional_writes(store)
         self.open_repository(create=True)
-        with lease.hold(store, agent, kind) as held:
+        with hold(store, agent, kind) as held:
             yield self.handle(agent, held)
 
     def resume_hold(self, agent: str, operation: str) -> AgentHandle:
         """Return the handle of an operation that this program holds elsewhere."""
         return self.handle(agent, Lease(self.open_store(), agent, operation))
 
-    def _mover_request(self) -> dict[str, Any]:
+    def mover_request(self) -> dict[str, Any]:
+        """Return what a mover needs to reach the repository: secrets in plain text."""
         return {
             "store": self.store_settings().to_dict(),
             "key": self.repository_key().reveal(),

@@ -146,9 +146,8 @@ def take_snapshot(
     target = handle.target(target_name)
     if consistency == "stopped" and target.status(handle.spec).phase == "running":
         raise Refused(f"agent '{handle.spec.name}' runs on '{target_name}'")
-    job = _job(
-        handle, "snapshot", consistency=consistency, tags={"target": target_name}
-    )
+    tags = {"target": target_name, "purpose": purpose}
+    job = _job(handle, "snapshot", consistency=consistency, tags=tags)
     label = f"snapshot {handle.spec.name} on {target_name}"
     result = target.run_mover(handle.spec, job, _watch(handle, label))
     handle.lease.update(lambda record: replace(record, snapshot=result["snapshot"]))
