@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from pydantic import ValidationError
 
@@ -137,11 +138,14 @@ class Config:
         )
 
     @contextmanager
-    def hold(self, agent: str, kind: str) -> Iterator[AgentHandle]:
+    def hold(
+        self, agent: str, kind: str, *, repository: bool = True
+    ) -> Iterator[AgentHandle]:
         """Hold `agent` for one operation of `kind`, in the world.
 
         Before anything is written, the store is shown to honour conditions and the
-        repository to open with the key; it is made when there is none yet.
+        repository to open with the key; it is made when there is none yet. Without
+        `repository` it is left alone, so that an agent can be stopped without the key.
         """
         from lobstertrap.stores.conditions import (  # noqa: PLC0415 - keep light
             require_conditional_writes,
@@ -150,7 +154,8 @@ class Config:
         self.agent(agent)  # a wrong name or spec fails before the store is touched
         store = self.open_store()
         require_conditional_writes(store)
-        self.open_repository(create=True)
+        if repository:
+            self.open_repository(create=True)
         with hold(store, agent, kind) as held:
             yield self.handle(agent, held)
 
@@ -191,9 +196,10 @@ class Config:
 
     def _store_url(self) -> str:
         url = self.file.store.url
-        if not url.startswith("file://"):
+        if not url.startswith("file://~/"):
             return url
-        return f"file://{self.resolve_path(url.removeprefix('file://'))}"
+        home = quote(str(self.resolve_path("~")))
+        return f"file://{home}/{url.removeprefix('file://~/')}"
 
     def _resolve(self, refs: Mapping[str, SecretRef]) -> dict[str, SecretValue]:
         from lobstertrap.secrets import resolve  # noqa: PLC0415 - keep light

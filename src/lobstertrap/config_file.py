@@ -2,24 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 
 from lobstertrap.agent import Name, SecretRef, SecretRefField
+from lobstertrap.errors import InvalidInput
+from lobstertrap.stores.settings import check_endpoint, parse_url
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _store_url(url: str) -> str:
+    _explain(parse_url, url.replace("file://~/", "file:///", 1))
+    return url
+
+
+def _endpoint(url: str) -> str:
+    _explain(check_endpoint, url)
+    return url
+
+
+def _explain(check: Callable[[str], object], url: str) -> None:
+    try:
+        check(url)
+    except InvalidInput as error:
+        hint = f"; {error.hint}" if error.hint else ""
+        raise ValueError(f"{error.message}{hint}") from error
+
+
 class StoreSection(_Section):
     """Where snapshots and agent records are kept."""
 
-    url: str = Field(pattern=r"^(s3://[^/@\s]+(/[^\s]*)?|file:///?[^\s].*)$")
-    """`s3://bucket/prefix` or `file:///path`."""
-    endpoint: str | None = Field(default=None, pattern=r"^https?://[^/@\s]+/?$")
+    url: Annotated[str, AfterValidator(_store_url)]
+    """`s3://bucket/prefix`, `file:///path` or `file://~/path`."""
+    endpoint: Annotated[str, AfterValidator(_endpoint)] | None = None
     region: str | None = None
     access_key: SecretRefField | None = None
     """Without it: whatever credentials boto3 finds by itself."""
