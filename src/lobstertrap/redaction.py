@@ -50,6 +50,11 @@ class RedactingFilter(logging.Filter):
         if len(value.reveal()) >= 4:  # noqa: PLR2004
             self._values.add(value.reveal())
 
+    def watch_loggers(self, *names: str) -> None:
+        """Guard the loggers called `names` (records made by them, not by children)."""
+        for name in names:
+            logging.getLogger(name).addFilter(self)
+
     def redact(self, text: str) -> str:
         """Return `text` with every known value replaced."""
         for value in self._values:

@@ -1,0 +1,1 @@
+"""Flows: the order of steps and their compensation, and nothing else."""

@@ -1,0 +1,35 @@
+"""Flow: put an agent's volumes back to a snapshot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from tasks.choices import only_agent
+from tasks.prepare_restore import prepare_restore
+from tasks.restore_volumes import restore_volumes
+from tasks.resume_agent import resume_agent
+from tasks.step import hold
+
+
+@flow(name="restore-agent", flow_run_name="restore {agent} on {to} ({snapshot})")
+def restore_agent(
+    to: str, agent: str | None = None, snapshot: str = "latest"
+) -> dict[str, Any]:
+    """Make an agent's volumes on a target equal to a snapshot.
+
+    What the volumes hold now is snapshotted first, so nothing is lost; an agent that
+    ran runs again afterwards. A restore that was killed is continued by the next one.
+
+    Args:
+        to: The target's name: where the agent lives, or any for one that lives nowhere.
+        agent: The agent's name; may be left out when there is only one.
+        snapshot: A snapshot's id (4 characters are enough), or `latest`.
+    """
+    agent = agent or only_agent()
+    with hold(agent, "restore") as operation:
+        found = prepare_restore(agent, operation, to, snapshot)
+        restored = restore_volumes(agent, operation, to, found)
+        phase = resume_agent(agent, operation, to)
+    return {"agent": agent, "target": to, "phase": phase, **restored}

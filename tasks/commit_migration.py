@@ -1,0 +1,13 @@
+"""Step: make the destination the agent's home."""
+
+from __future__ import annotations
+
+from lobstertrap import migration
+from tasks.step import open_handle, step
+
+
+@step(task_run_name="commit {agent} on {destination}")
+def commit_migration(agent: str, operation: str, destination: str) -> int:
+    """Return the agent's epoch; the migration is closed."""
+    del destination  # names the run; the journal says which it is
+    return migration.commit(open_handle(agent, operation)).epoch

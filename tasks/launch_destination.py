@@ -1,0 +1,13 @@
+"""Step: raise the epoch and run the agent at the destination."""
+
+from __future__ import annotations
+
+from lobstertrap import migration
+from tasks.step import open_handle, step
+
+
+@step(task_run_name="launch {agent} on {destination}")
+def launch_destination(agent: str, operation: str, destination: str) -> int:
+    """Return the epoch under which it runs."""
+    del destination  # names the run; the journal says which it is
+    return migration.launch(open_handle(agent, operation))

@@ -1,0 +1,18 @@
+"""Step: copy the state while the source still runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lobstertrap import migration
+from tasks.live_progress import live_progress
+from tasks.step import open_handle, step
+
+
+@step(task_run_name="pre-copy {agent}: {source} -> {destination}")
+def precopy_state(
+    agent: str, operation: str, source: str, destination: str
+) -> dict[str, Any]:
+    """Return the results of the snapshot and of the restore, or nothing."""
+    with live_progress(f"pre-copy {agent}: {source} -> {destination}"):
+        return migration.precopy(open_handle(agent, operation))

@@ -1,0 +1,58 @@
+"""What every step shares: how it is retried, and how it opens what it works on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from prefect import Task, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import exponential_backoff
+
+from lobstertrap import config
+from lobstertrap.errors import Transient
+from lobstertrap.lifecycle import AgentHandle
+from lobstertrap.redaction import redactor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _may_pass(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
+    """Say whether a failed step may succeed later; a crash is not tried again."""
+    failure = state.result(raise_on_failure=False)
+    return isinstance(failure, Transient)
+
+
+def step(*, task_run_name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """Make a Prefect task that is tried again only when its error is transient."""
+    return task(
+        task_run_name=task_run_name,
+        cache_policy=NO_CACHE,  # the journal in the store is the truth, not a cache
+        retries=3,
+        retry_delay_seconds=exponential_backoff(backoff_factor=2),
+        retry_jitter_factor=0.5,
+        retry_condition_fn=_may_pass,
+    )
+
+
+def load_config() -> config.Config:
+    """Load lobstertrap.toml from the working directory upwards."""
+    return config.load(Path.cwd(), os.environ)
+
+
+def open_handle(agent: str, operation: str) -> AgentHandle:
+    """Open what a step of `operation` needs to act on `agent`."""
+    return load_config().resume_hold(agent, operation)
+
+
+@contextmanager
+def hold(agent: str, kind: str) -> Iterator[str]:
+    """Hold the agent for one flow run, and give the operation's id to its steps."""
+    redactor.watch_loggers("prefect.flow_runs", "prefect.task_runs", "lobstertrap")
+    with load_config().hold(agent, kind) as handle:
+        yield handle.lease.operation_id
