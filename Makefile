@@ -1,0 +1,44 @@
+# Two commands for a person: `make demo` and `make test`. Each makes .venv by itself.
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: demo test check bench format lock clean
+
+demo: .venv/ready          ## launch an agent, move it there and back, prove that nothing was lost
+	$(BIN)/lobstertrap demo $(ARGS)
+
+test: .venv/ready          ## every test that this machine can run
+	$(BIN)/pytest $(ARGS)
+
+check: .venv/ready         ## format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/ready         ## the snapshot engine beside restic, borg and tar | zstd
+	$(BIN)/python -m benchmarks.snapshots $(ARGS)
+
+format: .venv/ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# The lock holds hashes and no index: it needs uv, which nothing else here does.
+lock:
+	uv pip compile -q pyproject.toml --all-extras --group dev --group build \
+	  --python-version 3.11 --universal --generate-hashes --no-emit-index-url \
+	  --no-header --no-annotate -o requirements.lock
+
+.venv/ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@echo "setting up .venv (once) ..."
+	@$(PYTHON) -m venv --clear .venv || \
+	  { echo "this Python has no venv module (Debian: apt-get install python3-venv)"; exit 1; }
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+clean:
+	rm -rf .venv .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
