@@ -1,0 +1,115 @@
+"""The commands put together, and how an error becomes a line, a hint and a code."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from lobstertrap.cli import history, moves, overview, programs, running
+from lobstertrap.cli.text import printable_lines
+
+EPILOG = (
+    "Exit codes: 0 done, 1 failed, 2 wrong usage or input, "
+    "3 refused because it would be unsafe, 130 interrupted."
+)
+
+app = typer.Typer(
+    name="lobstertrap",
+    help="Package an AI agent, snapshot its state, and move it between targets.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for group in (running, overview, history, moves, programs):
+    group.register(app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from lobstertrap import __version__  # noqa: PLC0415 - only here
+
+        typer.echo(f"lobstertrap {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error.")
+    ] = False,
+    version: Annotated[  # noqa: ARG001 - its callback does the work
+        bool,
+        typer.Option(
+            "--version",
+            help="Show the version and exit.",
+            callback=_print_version,
+            is_eager=True,
+        ),
+    ] = False,
+) -> None:
+    """Take the options that stand before the command."""
+    context.ensure_object(dict)["debug"] = debug
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code; prints errors, raises nothing."""
+    said: dict[str, Any] = {"debug": False, "json": False}
+    signal.signal(signal.SIGTERM, _end)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        app(args=arguments, prog_name="lobstertrap", obj=said)
+    except SystemExit as end:
+        return _exit_code(end)
+    except Exception as error:
+        return _explain(error, debug=said["debug"], as_json=said["json"])
+    return 0
+
+
+def _end(number: int, _frame: object) -> NoReturn:
+    """Unwind on SIGTERM, so that movers are stopped and the lease is released."""
+    sys.exit(128 + number)
+
+
+def _exit_code(end: SystemExit) -> int:
+    code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    if code == 128 + signal.SIGINT:
+        print("interrupted", file=sys.stderr)  # noqa: T201 - this is the command line
+        print("hint: run the same command again to go on", file=sys.stderr)  # noqa: T201
+    return code
+
+
+def _explain(error: Exception, *, debug: bool, as_json: bool) -> int:
+    """Print what went wrong to stderr, and as an object when JSON was asked for."""
+    from lobstertrap.errors import LobsterTrapError  # noqa: PLC0415 - keep light
+    from lobstertrap.redaction import redactor  # noqa: PLC0415 - keep light
+
+    code, kind = 1, type(error).__name__
+    if isinstance(error, LobsterTrapError):
+        code, message, hint = error.exit_code, error.message, error.hint
+    else:
+        message = f"unexpected {kind}: {error}"
+        hint = "`lobstertrap --debug ...` shows where; please report it"
+    message = redactor.redact(message)
+    if debug:
+        trace = "".join(traceback.format_exception(error))
+        _to_stderr(redactor.redact(trace))
+    _to_stderr(f"error: {message}")
+    if hint:
+        _to_stderr(f"hint: {hint}")
+    if as_json:
+        told = {"kind": kind, "message": message, "hint": hint, "exit_code": code}
+        print(json.dumps({"error": told}))  # noqa: T201 - this is the command line
+    return code
+
+
+def _to_stderr(text: str) -> None:
+    print(printable_lines(text), file=sys.stderr)  # noqa: T201 - the command line

@@ -1,0 +1,52 @@
+"""A flow run in this process, watched: the way every long operation is started."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import MutableMapping
+from typing import Any
+
+import typer
+
+from lobstertrap.cli import watch
+from lobstertrap.errors import NotFound
+
+_QUIET = {
+    # The command line shows progress and errors itself; the run's log is in the UI.
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "lobstertrap",
+}
+_PATIENT = {
+    # Without a server Prefect starts one of its own, which takes up to 24 s here.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "60",
+}
+
+
+def run_flow(context: typer.Context, flow: str, **parameters: Any) -> dict[str, Any]:
+    """Run `flows/<flow>.py`'s flow of the same name and return what it returns."""
+    debug = bool(context.ensure_object(dict).get("debug"))
+    _prepare(os.environ, debug=debug)
+    try:
+        module = importlib.import_module(f"flows.{flow}")
+    except ModuleNotFoundError as error:
+        raise _not_here(error) from error
+    with watch.shown():
+        return dict(getattr(module, flow)(**parameters))
+
+
+def _prepare(environ: MutableMapping[str, str], *, debug: bool) -> None:
+    for name, value in (_PATIENT if debug else _PATIENT | _QUIET).items():
+        environ.setdefault(name, value)
+
+
+def _not_here(error: ModuleNotFoundError) -> NotFound:
+    if error.name == "prefect":
+        return NotFound(
+            "Prefect is not installed, and this command runs a flow",
+            hint="pip install 'lobstertrap[prefect]'",
+        )
+    return NotFound(
+        f"the module {error.name} is not on the path, and this command runs a flow",
+        hint="run it in a checkout of the project: flows/ and tasks/ are in no wheel",
+    )

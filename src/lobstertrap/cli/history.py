@@ -1,0 +1,129 @@
+"""An agent's state through time: `snapshot`, `snapshots` and `restore`."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lobstertrap.cli.output import AsJson, print_json, print_result, print_table
+from lobstertrap.cli.running import Agent, load_config
+from lobstertrap.cli.text import age, size
+
+if TYPE_CHECKING:
+    from lobstertrap.repository import Snapshot
+
+ID_LENGTH = 12
+"""Characters of an id that a table shows: enough to name it."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands to the program."""
+    for command in (snapshot, snapshots, restore):
+        app.command()(command)
+
+
+def snapshot(
+    context: typer.Context,
+    agent: Agent,
+    live: Annotated[
+        bool,
+        typer.Option("--live", help="Do not stop it: not of one point in time."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Take an encrypted snapshot of an agent's volumes.
+
+    The agent is stopped for the moment in which its last changes are read.
+    """
+    from lobstertrap.cli.flow_runs import run_flow  # noqa: PLC0415 - not for --help
+
+    load_config().agent(agent)
+    mode = "live" if live else "stop"
+    result = run_flow(context, "snapshot_agent", agent=agent, mode=mode)
+    print_result(result, as_json=as_json)
+
+
+def snapshots(
+    agent: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[AGENT]", help="Only this agent's.", show_default=False
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the snapshots in the repository, oldest first."""
+    config = load_config()
+    found = config.open_repository().snapshots(agent)
+    if agent is not None and not found:
+        config.agent(agent)  # an agent that was deleted may still have snapshots
+    if as_json:
+        print_json({"snapshots": [_as_object(snapshot) for snapshot in found]})
+        return
+    now = time.time()
+    print_table(
+        ["snapshot", "agent", "taken", "files", "size", "new", "stored", "notes"],
+        [_as_row(snapshot, now) for snapshot in found],
+    )
+
+
+def restore(
+    context: typer.Context,
+    agent: Agent,
+    to: Annotated[
+        str, typer.Option("--to", metavar="TARGET", help="Onto this target.")
+    ],
+    snapshot: Annotated[
+        str,
+        typer.Option(metavar="ID", help="The snapshot's id, its beginning, or latest."),
+    ] = "latest",
+    as_json: AsJson = False,
+) -> None:
+    """Make an agent's volumes on a target equal to a snapshot.
+
+    What they hold now is snapshotted first, so nothing is lost.
+    """
+    from lobstertrap.cli.flow_runs import run_flow  # noqa: PLC0415 - not for --help
+
+    config = load_config()
+    config.agent(agent)
+    config.require_target(to)
+    config.open_repository().find(snapshot, agent)  # a wrong id fails before Prefect
+    result = run_flow(context, "restore_agent", agent=agent, to=to, snapshot=snapshot)
+    print_result(result, as_json=as_json)
+
+
+def _as_object(snapshot: Snapshot) -> dict[str, Any]:
+    names = (
+        "id",
+        "agent",
+        "created_at",
+        "tree_digest",
+        "status",
+        "warnings",
+        "files",
+        "bytes",
+        "new_bytes",
+        "uploaded_bytes",
+        "consistency",
+        "tags",
+        "host",
+    )
+    return {name: getattr(snapshot, name) for name in names}
+
+
+def _as_row(snapshot: Snapshot, now: float) -> list[str]:
+    notes = [snapshot.consistency]
+    notes += [f"{len(snapshot.warnings)} warnings"] if snapshot.warnings else []
+    return [
+        snapshot.id[:ID_LENGTH],
+        snapshot.agent,
+        age(snapshot.created_at, now),
+        f"{snapshot.files:,}",
+        size(snapshot.bytes),
+        size(snapshot.new_bytes),
+        size(snapshot.uploaded_bytes),
+        ", ".join(notes),
+    ]

@@ -1,0 +1,102 @@
+"""What is the case: `status` and `logs`."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from typing import Annotated
+
+import typer
+
+from lobstertrap.cli.output import AsJson, print_json, print_table
+from lobstertrap.cli.running import Agent, load_config
+from lobstertrap.cli.text import printable
+
+_COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands to the program."""
+    for command in (status, logs):
+        app.command()(command)
+
+
+def status(
+    agent: Annotated[
+        str | None,
+        typer.Argument(metavar="[AGENT]", help="Only this one.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show where agents run, and where that is not what it should be.
+
+    Exits with 1 when a target or the store did not answer; the rows say which.
+    """
+    from lobstertrap.cli.rows import COLUMNS, agent_rows, target_rows  # noqa: PLC0415
+    from lobstertrap.cli.survey import survey  # noqa: PLC0415 - not for --help
+
+    config = load_config()
+    if agent is not None:
+        config.agent(agent)  # asked for by name, a wrong one is an error and no row
+    found = survey(config, [agent] if agent else config.agent_names)
+    agents, targets = agent_rows(found), target_rows(found)
+    if as_json:
+        print_json(
+            {
+                "agents": [row.as_object() for row in agents],
+                "targets": [row.as_object() for row in targets],
+                "store": {"url": config.file.store.url, "problem": found.bad_store},
+            }
+        )
+    else:
+        now = time.time()
+        rows = [row.cells(now) for row in agents]
+        rows += [row.cells() for row in targets if row.problem]
+        print_table(COLUMNS, rows)
+        if found.bad_store:
+            print(f"store: {printable(found.bad_store)}", file=sys.stderr)  # noqa: T201
+    if not found.complete:
+        raise typer.Exit(1)
+
+
+def logs(
+    agent: Agent,
+    follow: Annotated[
+        bool, typer.Option("-f", "--follow", help="Go on until Ctrl-C.")
+    ] = False,
+    lines: Annotated[
+        int | None, typer.Option("-n", "--lines", min=0, help="Only the last ones.")
+    ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option("--on", metavar="TARGET", help="Where; its home by default."),
+    ] = None,
+) -> None:
+    """Print what an agent printed, oldest first."""
+    from lobstertrap.errors import NotFound  # noqa: PLC0415 - not for --help
+    from lobstertrap.lease import read_record  # noqa: PLC0415
+    from lobstertrap.targets.base import LogSource  # noqa: PLC0415
+
+    config = load_config()
+    spec = config.agent(agent)
+    if on is None:
+        record = read_record(config.open_store(), agent)
+        on = record.target if record else None
+    if on is None:
+        raise NotFound(
+            f"agent '{agent}' has never been launched",
+            hint=f"lobstertrap launch {agent} --on TARGET",
+        )
+    target = config.target(on)
+    if not isinstance(target, LogSource):
+        raise NotFound(f"target '{on}' keeps no logs")
+    harmless = _harmless if sys.stdout.isatty() else str
+    for line in target.logs(spec, follow=follow, lines=lines):
+        print(harmless(line.rstrip("\n")), flush=follow)  # noqa: T201 - the output
+
+
+def _harmless(line: str) -> str:
+    """Keep colours and tabs, and escape what else would move a terminal's cursor."""
+    parts = _COLOUR.split(line.expandtabs())
+    return "".join(p if _COLOUR.fullmatch(p) else printable(p) for p in parts)
