@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import os
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 FILE_NAME = "lobstertrap.toml"
 VARIABLE = "LOBSTERTRAP_CONFIG"
 _EXAMPLE = "copy lobstertrap.example.toml (see docs/configuration.md)"
+_KIND_IN_PLACE = re.compile(r"(: targets\.[^.:\n]+)\.(?:host|podman)(?=[.:])")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,7 +232,9 @@ def load(start: Path, environ: Mapping[str, str]) -> Config:
     try:
         file = ConfigFile.model_validate(raw)
     except ValidationError as error:
-        raise InvalidInput(describe_mistakes(path, error), hint=_EXAMPLE) from None
+        # pydantic puts the kind of a target into the path of its fields
+        told = _KIND_IN_PLACE.sub(r"\1", describe_mistakes(path, error))
+        raise InvalidInput(told, hint=_EXAMPLE) from None
     return Config(path=path, file=file, environ=environ)
 
 

@@ -135,6 +135,8 @@ class ConfigFile(_Section):
                 yield f"{place}: source is env or file; no target is involved"
             elif ref.source == "file" and ref.provider not in self.secrets.providers:
                 yield f"{place}: no [secrets.providers.{ref.provider}]"
+            elif ref.source == "env" and ref.provider != "default":
+                yield f"{place}: the provider of an env reference is default"
 
     def _refs(self) -> Iterator[tuple[str, SecretRef]]:
         yield "repository.key", self.repository.key

@@ -11,6 +11,7 @@ import sys
 
 def main() -> None:
     """Run the command line of this process and exit with its code."""
-    from lobstertrap.cli.app import run  # noqa: PLC0415 - a plain import stays light
+    from lobstertrap.cli.app import prepare_process, run  # noqa: PLC0415 - stay light
 
+    prepare_process()
     sys.exit(run())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import sys
@@ -59,12 +60,17 @@ def options(
     context.ensure_object(dict)["debug"] = debug
 
 
+def prepare_process() -> None:
+    """Make SIGTERM unwind, and let no character be one that cannot be printed."""
+    signal.signal(signal.SIGTERM, _end)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; prints errors, raises nothing."""
     said: dict[str, Any] = {"debug": False, "json": False}
-    signal.signal(signal.SIGTERM, _end)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         app(args=arguments, prog_name="lobstertrap", obj=said)
     except SystemExit as end:
