@@ -5,17 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from lobstertrap.cli.text import duration, printable, size
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-_PIPE_WIDTH = 10_000
-"""Columns when nobody looks: a pipe gets one line for each row."""
 
 
 def _remember(context: typer.Context, wanted: bool) -> bool:
@@ -47,33 +41,39 @@ def print_result(value: Mapping[str, Any], *, as_json: bool) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows under their headings; as blocks where the terminal is too narrow."""
-    from rich.table import Table  # noqa: PLC0415 - rich only when a table is shown
+    """Print rows under their headings: aligned lines, or what fits the terminal."""
+    cells = [[printable(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        _print_on_terminal(columns, cells)
+        return
+    lines = [columns, *cells]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        print("  ".join(padded).rstrip())  # noqa: T201 - this is the command line
+
+
+def _print_on_terminal(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table, or a block for each row where even its words do not fit."""
+    from rich.console import Console  # noqa: PLC0415 - rich only on a terminal
+    from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
         table.add_column(column)
-    cells = [[printable(cell) for cell in row] for row in rows]
-    for row in cells:
+    for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    console = _console()
+    console = Console(file=sys.stdout, markup=False, highlight=False)
     if console.measure(table).minimum <= console.width:
         console.print(table)
         return
     width = max(map(len, columns))
-    for row in cells:
+    for row in rows:
         for column, cell in zip(columns, row, strict=True):
-            if cell:
+            if cell not in ("", "-"):
                 print(f"{column:<{width}}  {cell}")  # noqa: T201 - the command line
         print()  # noqa: T201
-
-
-def _console() -> Console:
-    from rich.console import Console  # noqa: PLC0415 - rich only when it is needed
-
-    width = None if sys.stdout.isatty() else _PIPE_WIDTH
-    return Console(file=sys.stdout, width=width, markup=False, highlight=False)
 
 
 def _fields(prefix: str, value: Mapping[str, Any]) -> list[tuple[str, str]]:
