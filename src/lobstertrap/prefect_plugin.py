@@ -1,6 +1,6 @@
 """A plugin for Prefect's own command: a bare flow name means its deployment.
 
-`prefect deployment run` wants FLOW/DEPLOYMENT. With this plugin (entry point group
+`prefect deployment run` wants FLOW/DEPLOYMENT. With it (entry point group
 `prefect.plugins`, switched on in pyproject.toml) `prefect deployment run migrate-agent`
 works too. Prefect calls it when it is imported, which is before it reads its arguments.
 """
@@ -36,9 +36,8 @@ def setup_environment(*, ctx: HookContext) -> None:
 def complete(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with `deployment run NAME` as `NAME/DEPLOYMENT`."""
     done = list(arguments)
-    start = _after_run(done)
     expects_value = ""
-    for place in range(start, len(done)):
+    for place in range(_after_run(done), len(done)):
         word = done[place]
         if expects_value not in ("", "--name"):
             expects_value = ""

@@ -1,0 +1,73 @@
+"""prefect.yaml: every entrypoint loads for real, and no key is a typing mistake."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+import yaml
+from prefect.flows import load_flow_from_entrypoint
+from prefect.utilities.callables import parameter_schema
+
+from lobstertrap.cli.checkout import enter_checkout, find_checkout
+from lobstertrap.prefect_plugin import DEPLOYMENTS
+
+ROOT = Path(__file__).parents[2]
+FILE = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+KEYS = {
+    *("name", "flow_name", "entrypoint", "description", "tags", "parameters"),
+    *("work_pool", "pull", "schedules", "concurrency_limit"),
+}
+each_deployment = pytest.mark.parametrize(
+    "deployment", FILE["deployments"], ids=lambda d: f"{d['flow_name']}/{d['name']}"
+)
+
+
+def load_flow(deployment):
+    return load_flow_from_entrypoint(
+        str(ROOT / deployment["entrypoint"]), use_placeholder_flow=False
+    )
+
+
+def test_prefect_yaml_has_no_unknown_key():
+    assert FILE.keys() == {"name", "definitions", "deployments"}
+
+
+@each_deployment
+def test_a_deployment_has_no_unknown_key(deployment):
+    assert deployment.keys() <= KEYS
+    assert deployment["work_pool"].keys() <= {"name", "work_queue_name"}
+
+
+@each_deployment
+def test_an_entrypoint_loads_for_real_and_bears_its_flows_name(deployment):
+    assert load_flow(deployment).name == deployment["flow_name"]
+
+
+@each_deployment
+def test_a_deployments_parameters_are_the_flows(deployment):
+    known = inspect.signature(load_flow(deployment).fn).parameters
+
+    assert deployment["parameters"].keys() <= known.keys()
+
+
+@each_deployment
+def test_the_form_in_the_ui_explains_every_parameter(deployment):
+    schema = parameter_schema(load_flow(deployment))
+
+    assert schema.properties
+    assert all(field.get("description") for field in schema.properties.values())
+
+
+def test_a_bare_name_is_known_for_every_flow():
+    served = {d["flow_name"]: d["name"] for d in FILE["deployments"]}
+
+    assert served == DEPLOYMENTS
+
+
+def test_the_pull_step_enters_the_checkout_of_the_machine_where_it_runs():
+    assert all(
+        d["pull"] == [{"lobstertrap.cli.checkout.enter_checkout": {}}]
+        for d in FILE["deployments"]
+    )
+    assert enter_checkout() == {"directory": str(find_checkout())}
+    assert (find_checkout() / "flows" / "migrate_agent.py").is_file()
