@@ -11,6 +11,9 @@ import typer
 
 from lobstertrap.cli.text import duration, printable, size
 
+_NO_LIMIT = 10_000
+"""Columns that no table needs."""
+
 
 def _remember(context: typer.Context, wanted: bool) -> bool:
     """Let an error be reported as JSON too; see `lobstertrap.cli.app.run`."""
@@ -56,6 +59,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
 def _print_on_terminal(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table, or a block for each row where even its words do not fit."""
     from rich.console import Console  # noqa: PLC0415 - rich only on a terminal
+    from rich.measure import Measurement  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
@@ -65,7 +69,8 @@ def _print_on_terminal(columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console = Console(file=sys.stdout, markup=False, highlight=False)
-    if console.measure(table).minimum <= console.width:
+    unlimited = console.options.update(width=_NO_LIMIT)
+    if Measurement.get(console, unlimited, table).minimum <= console.width:
         console.print(table)
         return
     width = max(map(len, columns))

@@ -55,7 +55,7 @@ class AgentRow:
             "-" if self.epoch is None else str(self.epoch),
             "-" if self.snapshot_at is None else age(self.snapshot_at, now),
             ", ".join(f"{k} {v}" for k, v in self.addresses.items()),
-            "; ".join(self.notes),
+            "; ".join(self.notes).replace("\n", "; "),
         ]
 
 
