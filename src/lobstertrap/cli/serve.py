@@ -1,0 +1,147 @@
+"""`lobstertrap serve`: Prefect's server and a runner of the flows, in one command."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from lobstertrap import config
+from lobstertrap.cli.checkout import find_checkout
+from lobstertrap.cli.prefect_server import HOST, PrefectServer
+from lobstertrap.errors import Unavailable
+from lobstertrap.stores.seaweedfs import _DIE_WITH_PARENT
+
+PORT = 4200
+_START_SECONDS = 120.0
+
+
+def serve(*, port: int = PORT, host: str = HOST, data_dir: Path | None = None) -> None:
+    """Run the server and the flows until Ctrl-C or SIGTERM.
+
+    Flow runs that are in progress then are cancelled, and end before it does.
+
+    Raises `Refused` when another `serve` uses `data_dir`, `Unavailable` when the port
+    is taken or the server or the runner ends by itself.
+    """
+    settings = config.load(Path.cwd(), os.environ)
+    with PrefectServer(data_dir or _data_dir(), port=port, host=host) as server:
+        _say(f"Prefect's UI: {server.url}")
+        with FlowRunner(server, settings.path) as runner:
+            _say(_invitation(server, settings))
+            with contextlib.suppress(KeyboardInterrupt, SystemExit):
+                _watch(server, runner)
+            _say("stopping; flow runs in progress are rolled back (Ctrl-C: at once)")
+
+
+class FlowRunner:
+    """The child process that runs the flows which a server's users ask for."""
+
+    def __init__(self, server: PrefectServer, config_file: Path) -> None:
+        self._server = server
+        self._config_file = config_file
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def alive(self) -> bool:
+        """Say whether its process runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def stop(self) -> None:
+        """Cancel its flow runs and return when they and it have ended.
+
+        Interrupted while it waits, it kills them: the next command on the agent goes
+        on from the journal.
+        """
+        process, self._process = self._process, None
+        if process is None:
+            return
+        try:
+            process.terminate()
+            process.wait()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def _start(self) -> None:
+        told, tell = os.pipe()
+        command = [sys.executable, "-m", "lobstertrap.cli.serve_flows", str(tell)]
+        own = {config.VARIABLE: str(self._config_file), "PYTHONUNBUFFERED": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _DIE_WITH_PARENT, str(os.getpid()), *command],
+            cwd=find_checkout(),
+            env=self._server.client_environment(os.environ) | own,
+            stdin=subprocess.DEVNULL,
+            pass_fds=[tell],
+            start_new_session=True,  # Ctrl-C is for us; we stop it when it is time
+        )
+        os.close(tell)
+        try:
+            ready = select.select([told], [], [], _START_SECONDS)[0] and os.read(
+                told, 9
+            )
+        finally:
+            os.close(told)
+        if not ready:
+            raise Unavailable(
+                "the program that runs the flows did not start",
+                hint="its own message is above; is the `prefect` extra installed?",
+            )
+
+
+def _watch(server: PrefectServer, runner: FlowRunner) -> None:
+    while True:
+        time.sleep(0.5)
+        if not server.alive():
+            raise server.died()
+        if not runner.alive():
+            raise Unavailable(
+                "the program that runs the flows ended by itself",
+                hint="its last lines are above; start `lobstertrap serve` again",
+            )
+
+
+def _invitation(server: PrefectServer, settings: config.Config) -> str:
+    agent = next(iter(settings.agent_names), "AGENT")
+    target = settings.target_names[-1]
+    return (
+        "serving migrate-agent, launch-agent, snapshot-agent and restore-agent; "
+        "from another shell:\n"
+        f"  export PREFECT_API_URL={server.api}\n"
+        f"  prefect deployment run migrate-agent/default "
+        f"--param agent={agent} --param to={target}\n"
+        "Ctrl-C ends it"
+    )
+
+
+def _data_dir() -> Path:
+    from platformdirs import user_data_dir  # noqa: PLC0415 - only when it is not given
+
+    return Path(user_data_dir("lobstertrap")) / "prefect"
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201 - this is the command line
