@@ -9,5 +9,4 @@ from tasks.step import open_handle, step
 @step(task_run_name="commit {agent} on {destination}")
 def commit_migration(agent: str, operation: str, destination: str) -> int:
     """Return the agent's epoch; the migration is closed."""
-    del destination  # names the run; the journal says which it is
-    return migration.commit(open_handle(agent, operation)).epoch
+    return migration.commit(open_handle(agent, operation), destination).epoch

@@ -31,6 +31,7 @@ from lobstertrap.errors import (
     Conflict,
     InvalidInput,
     LeaseLost,
+    LobsterTrapError,
     NotFound,
     Refused,
     Transient,
@@ -38,6 +39,8 @@ from lobstertrap.errors import (
 from lobstertrap.stores.base import ObjectStore
 
 RECORD_VERSION = 1
+_ENDED = -1
+"""In place of its start: a process that has ended and is not yet reaped."""
 TTL = 30.0
 """Seconds without a renewal after which a lease may be taken over."""
 
@@ -67,7 +70,12 @@ class Holder:
 
     def is_dead(self) -> bool:
         """Say whether the process is known to be gone; False when it cannot be seen."""
-        return self.kernel == _kernel() != "" and _started(self.pid) != self.started
+        if not self.kernel or self.kernel != _kernel():
+            return False
+        started = _started(self.pid)
+        if started is None:  # no such process, or one of somebody else's (hidepid)
+            return not _exists(self.pid)
+        return started != self.started
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,11 +218,19 @@ class Lease:
         self.update(beat)
 
     def release(self) -> None:
-        """Give the agent free; a lease that is no longer ours is left alone."""
+        """Give the agent free; a lease that is no longer ours is left alone.
+
+        A store that does not answer does not turn what was done into a failure: the
+        lease lapses by itself.
+        """
         try:
             self.update(lambda record: replace(record, operation=None))
         except LeaseLost:
             log.warning("the lease on agent '%s' was already gone", self.agent)
+        except Transient as error:
+            log.warning(
+                "the lease on agent '%s' is left to lapse: %s", self.agent, error
+            )
 
     def _read(self) -> tuple[AgentRecord, str]:
         try:
@@ -280,6 +296,8 @@ def acquire(
     while True:
         record, etag = _read_or_new(store, agent)
         if record.operation is not None:
+            if record.operation.id == operation.id:  # a write whose answer was lost
+                return Lease(store, agent, operation.id)
             _wait_until_abandoned(store, record, etag, ttl, sleep)
         taken = replace(record, operation=operation).to_json()
         try:
@@ -332,7 +350,7 @@ def _keep_renewing(lease: Lease, interval: float, stop: threading.Event) -> None
         except LeaseLost as error:
             log.error("%s", error)  # noqa: TRY400 - the next step raises it itself
             return
-        except Transient as error:
+        except LobsterTrapError as error:  # tried again: it is not yet lost
             log.warning("could not renew the lease: %s", error)
 
 
@@ -350,4 +368,14 @@ def _started(pid: int) -> int | None:
     except OSError:
         return None
     fields = stat.rpartition(")")[2].split()
-    return None if fields[0] in "ZX" else int(fields[19])
+    return _ENDED if fields[0] in "ZX" else int(fields[19])
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -18,7 +18,7 @@ from lobstertrap.agent import AgentSpec
 from lobstertrap.errors import IntegrityError, NotFound, Refused, Unhealthy
 from lobstertrap.job import MoverJob, OnProgress, Progress
 from lobstertrap.lease import TTL, AgentRecord, Lease
-from lobstertrap.targets.base import AgentStatus, LogSource, Secrets, Target
+from lobstertrap.targets.base import AgentStatus, Fence, LogSource, Secrets, Target
 
 Consistency = Literal["stopped", "live"]
 
@@ -120,8 +120,13 @@ def stop(handle: AgentHandle, target_name: str) -> None:
 
 
 def prove_stopped(handle: AgentHandle, target_name: str) -> None:
-    """Stop whatever runs of the agent on the target; `Refused` if it still shows."""
+    """Stop whatever runs of the agent on the target; `Refused` if it still shows.
+
+    Where the target can, whoever was to launch it there under this epoch or an older
+    one, and comes late, is refused from now on.
+    """
     target = handle.target(target_name)
+    bar(handle, target)
     target.stop(handle.spec)
     status = target.status(handle.spec)
     if status.phase == "running":
@@ -129,6 +134,13 @@ def prove_stopped(handle: AgentHandle, target_name: str) -> None:
             f"agent '{handle.spec.name}' still runs on '{target_name}'",
             hint="stop it there by hand, then run the same command again",
         )
+
+
+def bar(handle: AgentHandle, target: Target) -> None:
+    """Let the target refuse launches up to the record's epoch, if it can."""
+    epoch = handle.record().epoch
+    if isinstance(target, Fence):
+        target.fence(handle.spec, epoch=epoch)
 
 
 def take_snapshot(
@@ -163,8 +175,14 @@ def restore(handle: AgentHandle, target_name: str, *, snapshot: str) -> dict[str
     target = handle.target(target_name)
     if target.status(handle.spec).phase == "running":
         raise Refused(f"agent '{handle.spec.name}' runs on '{target_name}'")
-    job = _job(handle, "restore", snapshot=snapshot, delete_extra=True)
     label = f"restore {handle.spec.name} on {target_name}"
+    job = _job(
+        handle,
+        "restore",
+        snapshot=snapshot,
+        delete_extra=True,
+        epoch=handle.record().epoch,  # for a target that is a `Fence`
+    )
     result = target.run_mover(handle.spec, job, _watch(handle, label))
     if not result["verified"]:
         raise IntegrityError(f"the restore on '{target_name}' was not verified")
@@ -235,7 +253,11 @@ def remove(handle: AgentHandle, target_name: str, *, volumes: bool) -> None:
             f"'{handle.spec.name}'",
             hint=f"lobstertrap snapshot {handle.spec.name} first",
         )
-    handle.target(target_name).remove(handle.spec, volumes=volumes)
+    target = handle.target(target_name)
+    bar(handle, target)
+    if record.target == target_name and target.status(handle.spec).phase != "running":
+        handle.lease.update(lambda now: replace(now, state="stopped"))
+    target.remove(handle.spec, volumes=volumes)
     if volumes and record.target == target_name:
         handle.lease.update(lambda now: replace(now, target=None))
 

@@ -23,7 +23,7 @@ from lobstertrap.errors import (
 )
 from lobstertrap.lease import AgentRecord, Journal
 from lobstertrap.lifecycle import AgentHandle
-from lobstertrap.targets.base import ImageTransfer, Target, TargetInfo
+from lobstertrap.targets.base import AgentStatus, ImageTransfer, Target, TargetInfo
 
 log = logging.getLogger(__name__)
 
@@ -104,9 +104,12 @@ def stage(handle: AgentHandle) -> str:
     An image that the source built is carried over, so that the same bytes run there;
     a destination that cannot take it builds or pulls its own.
     """
-    journal = _journal(handle)
+    journal = _forward(handle)
     source = handle.target(journal.source)
     destination = handle.target(journal.destination)
+    there = _launched(handle, journal)
+    if there is not None and there.image:
+        return there.image
     destination.bind_secrets(handle.spec, handle.secrets())
     if isinstance(source, ImageTransfer) and isinstance(destination, ImageTransfer):
         image = source.ensure_image(handle.spec)
@@ -121,13 +124,14 @@ def precopy(handle: AgentHandle) -> dict[str, Any]:
     Returns the snapshot's result and the restore's, as `{"snapshot", "restore"}`; empty
     when the source does not run or is past it.
     """
-    journal = _journal(handle)
+    journal = _forward(handle)
     if journal.step != "staging" or not journal.was_running:
         return {}
     taken = lifecycle.take_snapshot(
         handle, journal.source, consistency="live", purpose="pre-copy"
     )
-    _refuse_full(handle.target(journal.destination), taken["bytes"])
+    if not _has_volumes(handle, journal.destination):  # else only the rest is written
+        _refuse_full(handle.target(journal.destination), taken["bytes"])
     restored = lifecycle.restore(
         handle, journal.destination, snapshot=taken["snapshot"]
     )
@@ -136,7 +140,8 @@ def precopy(handle: AgentHandle) -> dict[str, Any]:
 
 def quiesce(handle: AgentHandle) -> None:
     """Stop the source for good: from here on the way back is `rollback`."""
-    _advance(
+    _forward(handle)
+    journal = _advance(
         handle,
         lambda now: (
             now
@@ -144,7 +149,7 @@ def quiesce(handle: AgentHandle) -> None:
             else replace(now, step="cutover", stopped_at=handle.now())
         ),
     )
-    lifecycle.prove_stopped(handle, _journal(handle).source)
+    lifecycle.prove_stopped(handle, journal.source)
 
 
 def transfer(handle: AgentHandle) -> dict[str, Any]:
@@ -153,7 +158,7 @@ def transfer(handle: AgentHandle) -> dict[str, Any]:
     Does nothing once the destination may have been launched: its volumes are the
     agent's then. Returns `{"snapshot", "restore"}`, the movers' results.
     """
-    journal = _journal(handle)
+    journal = _forward(handle)
     if journal.launched:
         return {}
     lifecycle.prove_stopped(handle, journal.destination)
@@ -177,8 +182,11 @@ def launch(handle: AgentHandle) -> int:
 
     The source is proven stopped once more, directly before.
     """
-    journal = _journal(handle)
+    journal = _forward(handle)
     source, destination = journal.source, handle.target(journal.destination)
+    there = _launched(handle, journal)
+    if there is not None and there.epoch is not None:
+        return there.epoch
     image = destination.ensure_image(handle.spec)
     secrets = handle.secrets()
     lifecycle.prove_stopped(handle, source)
@@ -199,21 +207,34 @@ def launch(handle: AgentHandle) -> int:
 
 def await_healthy(handle: AgentHandle) -> float:
     """Wait for the destination; return the downtime in seconds."""
-    journal = _journal(handle)
+    journal = _forward(handle)
     lifecycle.await_healthy(handle, journal.destination)
     return handle.now() - (journal.stopped_at or handle.now())
 
 
-def commit(handle: AgentHandle) -> AgentRecord:
+def commit(handle: AgentHandle, to: str) -> AgentRecord:
     """Make the destination the agent's home; the migration is then closed."""
-    return handle.lease.update(
-        lambda now: replace(now, target=_open(now).destination, migration=None)
-    )
+
+    def close(now: AgentRecord) -> AgentRecord:
+        if now.migration is None and now.target == to:
+            return now  # done before, by a write whose answer was lost
+        _going_forward(_open(now))
+        return replace(now, target=to, migration=None)
+
+    return handle.lease.update(close)
 
 
 def retire(handle: AgentHandle, target_name: str) -> None:
-    """Remove the stopped instance and its secrets from a target; its volumes stay."""
-    handle.target(target_name).remove(handle.spec, volumes=False)
+    """Remove the stopped instance and its secrets from a target; its volumes stay.
+
+    This only tidies up what can do no harm: a target that does not answer any more
+    does not turn what was done into a failure.
+    """
+    handle.lease.check()
+    try:
+        handle.target(target_name).remove(handle.spec, volumes=False)
+    except LobsterTrapError as error:
+        log.warning("could not tidy up '%s': %s", target_name, error)
 
 
 def rollback(handle: AgentHandle) -> str | None:
@@ -223,19 +244,19 @@ def rollback(handle: AgentHandle) -> str | None:
     proven stopped first if it may ever have been launched; if that cannot be proven,
     raises what stood in the way and changes nothing more.
     """
-    if handle.record().migration is None:
+    found = handle.record().migration
+    if found is None:
         return None
-    touched = _journal(handle).step != "staging"
     journal = _advance(handle, lambda now: replace(now, step="rolling-back"))
     if journal.launched:
         lifecycle.prove_stopped(handle, journal.destination)
-    if journal.was_running and touched:
+    restart = journal.was_running and found.step != "staging"
+    if restart:
         _restart_source(handle, journal.source)
     handle.lease.update(lambda now: replace(now, migration=None))
-    try:
-        retire(handle, journal.destination)
-    except LobsterTrapError as error:
-        log.warning("could not tidy up '%s': %s", journal.destination, error)
+    retire(handle, journal.destination)
+    if restart:
+        lifecycle.await_healthy(handle, journal.source)
     return journal.source
 
 
@@ -246,11 +267,28 @@ def _restart_source(handle: AgentHandle, source: str) -> None:
     lifecycle.prove_stopped(handle, source)
     image = status.image or handle.target(source).ensure_image(handle.spec)
     lifecycle.start(handle, source, image=image)
-    lifecycle.await_healthy(handle, source)
 
 
-def _journal(handle: AgentHandle) -> Journal:
-    return _open(handle.record())
+def _launched(handle: AgentHandle, journal: Journal) -> AgentStatus | None:
+    """Return what the destination shows if this migration has it running already."""
+    if not journal.launched:
+        return None
+    status = handle.target(journal.destination).status(handle.spec)
+    alive = status.phase == "running" and status.epoch == handle.record().epoch
+    return status if alive else None
+
+
+def _forward(handle: AgentHandle) -> Journal:
+    return _going_forward(_open(handle.record()))
+
+
+def _going_forward(journal: Journal) -> Journal:
+    if journal.step == "rolling-back":
+        raise Refused(
+            f"the migration to '{journal.destination}' is being rolled back",
+            hint="run the same command again: it finishes that first",
+        )
+    return journal
 
 
 def _open(record: AgentRecord) -> Journal:
@@ -262,6 +300,11 @@ def _open(record: AgentRecord) -> Journal:
 def _advance(handle: AgentHandle, change: Callable[[Journal], Journal]) -> Journal:
     record = handle.lease.update(lambda now: replace(now, migration=change(_open(now))))
     return _open(record)
+
+
+def _has_volumes(handle: AgentHandle, target_name: str) -> bool:
+    here = handle.target(target_name).status(handle.spec).volumes
+    return all(volume.name in here for volume in handle.spec.volumes)
 
 
 def _source_has_volumes(handle: AgentHandle, source: str) -> None:

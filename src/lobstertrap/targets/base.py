@@ -131,6 +131,25 @@ class LogSource(Protocol):
 
 
 @runtime_checkable
+class Fence(Protocol):
+    """Optional: a target that refuses a launch which comes too late.
+
+    A process that is suspended between writing an epoch and launching under it may wake
+    up after another operation has moved on. Without a fence it starts a second copy.
+    """
+
+    def fence(self, agent: AgentSpec, *, epoch: int) -> None:
+        """Refuse from now on every `launch` of the agent here up to this epoch.
+
+        Kept on the target, also after `remove`; never lowered. A launch that goes on at
+        the same moment is refused, or is over and seen by the next `status`. What runs
+        already goes on running. With it, `launch` raises `Refused` for an epoch that is
+        fenced off, and so does a restore by `run_mover` whose request has a lower
+        `epoch` than was ever launched or fenced off here.
+        """
+
+
+@runtime_checkable
 class ImageTransfer(Protocol):
     """Optional: images go from target to target where no registry is in reach."""
 
