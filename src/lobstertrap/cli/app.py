@@ -20,6 +20,8 @@ EPILOG = (
     "3 refused because it would be unsafe, 130 interrupted."
 )
 
+_INTERRUPTED = 128 + signal.SIGINT
+
 app = typer.Typer(
     name="lobstertrap",
     help="Package an AI agent, snapshot its state, and move it between targets.",
@@ -70,11 +72,14 @@ def prepare_process() -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; prints errors, raises nothing."""
-    said: dict[str, Any] = {"debug": False, "json": False}
+    said: dict[str, Any] = {"debug": False, "json": False, "endless": False}
     try:
         app(args=arguments, prog_name="lobstertrap", obj=said)
     except SystemExit as end:
-        return _exit_code(end)
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if code == _INTERRUPTED and not said["endless"]:
+            _to_stderr("interrupted\nhint: run the same command again to go on")
+        return code
     except Exception as error:
         return _explain(error, debug=said["debug"], as_json=said["json"])
     return 0
@@ -83,14 +88,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def _end(number: int, _frame: object) -> NoReturn:
     """Unwind on SIGTERM, so that movers are stopped and the lease is released."""
     sys.exit(128 + number)
-
-
-def _exit_code(end: SystemExit) -> int:
-    code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    if code == 128 + signal.SIGINT:
-        print("interrupted", file=sys.stderr)  # noqa: T201 - this is the command line
-        print("hint: run the same command again to go on", file=sys.stderr)  # noqa: T201
-    return code
 
 
 def _explain(error: Exception, *, debug: bool, as_json: bool) -> int:

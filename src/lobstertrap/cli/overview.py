@@ -61,6 +61,7 @@ def status(
 
 
 def logs(
+    context: typer.Context,
     agent: Agent,
     follow: Annotated[
         bool, typer.Option("-f", "--follow", help="Go on until Ctrl-C.")
@@ -91,6 +92,7 @@ def logs(
     target = config.target(on)
     if not isinstance(target, LogSource):
         raise NotFound(f"target '{on}' keeps no logs")
+    context.ensure_object(dict)["endless"] = follow
     harmless = _harmless if sys.stdout.isatty() else str
     for line in target.logs(spec, follow=follow, lines=lines):
         print(harmless(line.rstrip("\n")), flush=follow)  # noqa: T201 - the output

@@ -133,7 +133,7 @@ def _drift(record: AgentRecord, status: AgentStatus | None) -> Iterator[str]:
         yield "should be stopped"
     if status.phase == "running" and status.epoch != record.epoch:
         yield f"runs under epoch {status.epoch}"
-    if status.detail and status.healthy is not True:
+    if status.detail and record.state == "running" and status.healthy is not True:
         yield status.detail
 
 
