@@ -12,20 +12,26 @@ same twice, whatever the file system's own clock ticks.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import os
 import random
-import secrets
 import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from lobstertrap import errors
 from lobstertrap.errors import Conflict, IntegrityError, NotFound
 from lobstertrap.stores.base import ObjectInfo, StoredObject
+from lobstertrap.stores.files import (
+    create_locked,
+    look,
+    make_directories,
+    sweep,
+    sync_directories,
+    translated,
+    try_lock,
+)
 from lobstertrap.stores.keys import (
     as_buffers,
     check_condition,
@@ -37,22 +43,6 @@ from lobstertrap.stores.keys import (
 _LOCK_SECONDS = 30
 _COARSEST_CLOCK_NS = 2_000_000_000
 """FAT keeps times in steps of two seconds."""
-
-_KINDS: dict[int, type[errors.LobsterTrapError]] = {
-    errno.ENOSPC: errors.NoSpace,
-    errno.EDQUOT: errors.NoSpace,
-    errno.EACCES: errors.AccessDenied,
-    errno.EPERM: errors.AccessDenied,
-    errno.EROFS: errors.AccessDenied,
-    errno.ENOTDIR: errors.InvalidInput,
-    errno.EISDIR: errors.InvalidInput,
-    errno.ENAMETOOLONG: errors.InvalidInput,
-}
-_HINTS: dict[type[errors.LobsterTrapError], str] = {
-    errors.NoSpace: "free space on the store's disk",
-    errors.AccessDenied: "let this user write the store's directory",
-    errors.InvalidInput: "no object may lie below another one, or below a file",
-}
 
 
 class DirectoryStore:
@@ -83,16 +73,16 @@ class DirectoryStore:
             self._prepare()
             with self._written_aside(as_buffers(data)) as (descriptor, aside):
                 with self._locked():
-                    present = _look(path)
+                    present = look(path)
                     etag = None if present is None else _etag(present)
                     if (if_absent and etag is not None) or if_match not in {None, etag}:
                         raise Conflict(
                             f"object {key!r} of {self.url} is not as expected"
                         )
-                    made = _make_directories(path.parent)
+                    made = make_directories(path.parent)
                     self._stamp(descriptor, present)
                     aside.rename(path)
-                _sync_directories([path.parent, *made])
+                sync_directories([path.parent, *made])
                 return _etag(os.fstat(descriptor))
 
     def get(self, key: str) -> StoredObject:
@@ -113,7 +103,7 @@ class DirectoryStore:
     def head(self, key: str) -> ObjectInfo:
         """Return what is known of the object; raises `NotFound`."""
         with self._translated("looking at", key):
-            found = _look(self._path(key))
+            found = look(self._path(key))
         if found is None:
             raise self._missing(key)
         return _info(key, found)
@@ -128,7 +118,7 @@ class DirectoryStore:
         """Remove the object, and the directories that are empty then."""
         path = self._path(key)
         with self._translated("deleting", key):
-            if _look(path) is None:
+            if look(path) is None:
                 return
             with self._locked():
                 path.unlink(missing_ok=True)
@@ -145,9 +135,9 @@ class DirectoryStore:
         """Make the store's own directories, and sweep what killed writers left."""
         temporary = self._root / "~tmp"
         if not temporary.is_dir():
-            _sync_directories(_make_directories(temporary))
+            sync_directories(make_directories(temporary))
         if not self._swept:
-            _sweep(temporary)
+            sweep(temporary)
             self._swept = True
 
     @contextmanager
@@ -156,7 +146,7 @@ class DirectoryStore:
 
         It is locked while its writer lives, which is how a sweep knows.
         """
-        descriptor, aside = _create_locked(self._root / "~tmp")
+        descriptor, aside = create_locked(self._root / "~tmp")
         try:
             for buffer in buffers:
                 view = memoryview(buffer).cast("B")
@@ -174,7 +164,7 @@ class DirectoryStore:
         descriptor = os.open(self._root / "~lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             deadline = time.monotonic() + _LOCK_SECONDS
-            while not _try_lock(descriptor):
+            while not try_lock(descriptor):
                 if time.monotonic() > deadline:
                     raise errors.Unavailable(
                         f"the lock of {self.url} is held for {_LOCK_SECONDS} s",
@@ -199,7 +189,7 @@ class DirectoryStore:
         with self._translated("reading", key):
             try:
                 descriptor = os.open(self._path(key), os.O_RDONLY)
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 raise self._missing(key) from None
             try:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -227,7 +217,7 @@ class DirectoryStore:
                     yield from self._walk(directory / name, key, prefix)
             elif key.startswith(prefix):
                 with self._translated("listing", key):
-                    found = _look(Path(entry))
+                    found = look(Path(entry))
                 if found is not None:  # it may have been deleted meanwhile
                     yield _info(key, found)
 
@@ -240,35 +230,8 @@ class DirectoryStore:
             hint="check the repository: the object is shorter than its index says",
         )
 
-    @contextmanager
-    def _translated(self, doing: str, key: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            kind = _KINDS.get(error.errno or 0, errors.Unavailable)
-            raise kind(
-                f"{doing} {key!r} in {self.url} failed: {error.strerror}",
-                hint=_HINTS.get(kind),
-            ) from error
-
-
-def _create_locked(directory: Path) -> tuple[int, Path]:
-    """Return a new file that its creator has locked, and where it is."""
-    while True:
-        path = directory / secrets.token_hex(12)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        if _try_lock(descriptor) and os.fstat(descriptor).st_nlink:
-            return descriptor, path
-        os.close(descriptor)  # a sweep was quicker: it removes the file
-
-
-def _look(path: Path) -> os.stat_result | None:
-    """Return what the object's file is, or None when there is no such file."""
-    try:
-        found = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return found if stat.S_ISREG(found.st_mode) else None
+    def _translated(self, doing: str, key: str) -> AbstractContextManager[None]:
+        return translated(f"{doing} {key!r} in {self.url}")
 
 
 def _etag(found: os.stat_result) -> str:
@@ -298,44 +261,3 @@ def _entries(directory: Path) -> list[tuple[str, str]]:
             )
     except (FileNotFoundError, NotADirectoryError):
         return []
-
-
-def _make_directories(path: Path) -> list[Path]:
-    """Make `path` and what is missing above; return the directories to be synced."""
-    if path.is_dir():
-        return []
-    changed = _make_directories(path.parent)
-    with contextlib.suppress(FileExistsError):  # another process was quicker
-        path.mkdir(mode=0o700)
-    return [path.parent, *changed]
-
-
-def _sync_directories(paths: Sequence[Path]) -> None:
-    """Make renames and new directories outlive a loss of power."""
-    for path in paths:
-        with contextlib.suppress(FileNotFoundError):  # emptied and removed by another
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _sweep(temporary: Path) -> None:
-    """Remove the files whose writers are dead: nobody holds their locks any more."""
-    for path in list(temporary.iterdir()):
-        with contextlib.suppress(OSError):  # swept by another, or not ours: leave it
-            descriptor = os.open(path, os.O_RDWR)
-            try:
-                if _try_lock(descriptor):
-                    path.unlink()
-            finally:
-                os.close(descriptor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import cast
 
 from lobstertrap.errors import InvalidInput
 
@@ -52,7 +53,9 @@ def check_range(start: int, length: int) -> None:
 
 def as_buffers(data: bytes | Sequence[bytes]) -> Sequence[bytes]:
     """Return what `put` was given as a sequence of buffers, joined by nobody."""
-    return (data,) if isinstance(data, bytes | bytearray | memoryview) else data
+    if isinstance(data, bytes | bytearray | memoryview):
+        return (cast("bytes", data),)
+    return data
 
 
 def size_of(data: bytes | Sequence[bytes]) -> int:

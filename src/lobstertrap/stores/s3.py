@@ -90,7 +90,8 @@ class S3Store:
         """Return exactly these bytes, from servers that ignore ranges as well."""
         check_range(start, length)
         if length == 0:  # HTTP has no empty range
-            self._check_end(key, 0, start, self.head(key).size)
+            if self.head(key).size < start:
+                raise self._too_short(key, start)
             return b""
         with translated(self._where("reading", key)):
             answer = self._client().get_object(
@@ -103,7 +104,8 @@ class S3Store:
         self._check_length(key, len(data), answer["ContentLength"])
         if "ContentRange" not in answer:  # answered with 200: the whole object
             data = data[start : start + length]
-        self._check_end(key, len(data), start, start + length)
+        if len(data) != length:
+            raise self._too_short(key, start + length)
         return data
 
     def head(self, key: str) -> ObjectInfo:
@@ -178,12 +180,11 @@ class S3Store:
                 f"reading {key!r} of {self.url} ended after {got} of {promised} bytes"
             )
 
-    def _check_end(self, key: str, got: int, start: int, end: int) -> None:
-        if start + got != end:
-            raise IntegrityError(
-                f"object {key!r} of {self.url} ends before byte {end}",
-                hint="check the repository: the object is shorter than its index says",
-            )
+    def _too_short(self, key: str, end: int) -> IntegrityError:
+        return IntegrityError(
+            f"object {key!r} of {self.url} ends before byte {end}",
+            hint="check the repository: the object is shorter than its index says",
+        )
 
     def _client(self) -> S3Client:
         with self._lock:

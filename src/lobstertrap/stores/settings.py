@@ -62,12 +62,10 @@ class StoreSettings:
                 f"{bool(values.get('url'))}",
                 hint=f"give url and any of {', '.join((*_PLAIN[1:], *_SECRET))}",
             )
-        secret = {
-            name: SecretValue(values[name])
-            for name in _SECRET
-            if values.get(name) is not None
-        }
-        return cls(**{name: values.get(name) for name in _PLAIN}, **secret)
+        given: dict[str, Any] = {k: v for k, v in values.items() if v is not None}
+        for name in set(_SECRET) & set(given):
+            given[name] = SecretValue(given[name])
+        return cls(**given)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
