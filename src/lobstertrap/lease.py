@@ -117,6 +117,8 @@ class AgentRecord:
 
     agent: str
     epoch: int = 0
+    turn: int = 0
+    """Counts the operations that held the agent: the fencing token of a restore."""
     target: str | None = None
     """Where the agent lives; None until its first launch or restore."""
     state: Literal["running", "stopped"] = "stopped"
@@ -299,7 +301,7 @@ def acquire(
             if record.operation.id == operation.id:  # a write whose answer was lost
                 return Lease(store, agent, operation.id)
             _wait_until_abandoned(store, record, etag, ttl, sleep)
-        taken = replace(record, operation=operation).to_json()
+        taken = replace(record, operation=operation, turn=record.turn + 1).to_json()
         try:
             if etag is None:
                 store.put(record_key(agent), taken, if_absent=True)

@@ -84,6 +84,7 @@ def launch(handle: AgentHandle, target_name: str) -> AgentStatus:
 def start(handle: AgentHandle, target_name: str, *, image: str) -> int:
     """Raise the epoch, then run the agent under it on the target; return the epoch."""
     target = handle.target(target_name)
+    bar_latecomers(handle, target)
     secrets = handle.secrets()
     target.bind_secrets(handle.spec, secrets)
     record = handle.lease.update(
@@ -126,7 +127,7 @@ def prove_stopped(handle: AgentHandle, target_name: str) -> None:
     one, and comes late, is refused from now on.
     """
     target = handle.target(target_name)
-    bar(handle, target)
+    bar_latecomers(handle, target)
     target.stop(handle.spec)
     status = target.status(handle.spec)
     if status.phase == "running":
@@ -136,11 +137,11 @@ def prove_stopped(handle: AgentHandle, target_name: str) -> None:
         )
 
 
-def bar(handle: AgentHandle, target: Target) -> None:
-    """Let the target refuse launches up to the record's epoch, if it can."""
-    epoch = handle.record().epoch
+def bar_latecomers(handle: AgentHandle, target: Target) -> None:
+    """Check the lease, and let the target, if it can, refuse what came before it."""
+    record = handle.record()
     if isinstance(target, Fence):
-        target.fence(handle.spec, epoch=epoch)
+        target.fence(handle.spec, epoch=record.epoch, turn=record.turn)
 
 
 def take_snapshot(
@@ -176,12 +177,13 @@ def restore(handle: AgentHandle, target_name: str, *, snapshot: str) -> dict[str
     if target.status(handle.spec).phase == "running":
         raise Refused(f"agent '{handle.spec.name}' runs on '{target_name}'")
     label = f"restore {handle.spec.name} on {target_name}"
+    bar_latecomers(handle, target)
     job = _job(
         handle,
         "restore",
         snapshot=snapshot,
         delete_extra=True,
-        epoch=handle.record().epoch,  # for a target that is a `Fence`
+        turn=handle.record().turn,  # for a target that is a `Fence`
     )
     result = target.run_mover(handle.spec, job, _watch(handle, label))
     if not result["verified"]:
@@ -254,7 +256,7 @@ def remove(handle: AgentHandle, target_name: str, *, volumes: bool) -> None:
             hint=f"lobstertrap snapshot {handle.spec.name} first",
         )
     target = handle.target(target_name)
-    bar(handle, target)
+    bar_latecomers(handle, target)
     if record.target == target_name and target.status(handle.spec).phase != "running":
         handle.lease.update(lambda now: replace(now, state="stopped"))
     target.remove(handle.spec, volumes=volumes)

@@ -132,20 +132,21 @@ class LogSource(Protocol):
 
 @runtime_checkable
 class Fence(Protocol):
-    """Optional: a target that refuses a launch which comes too late.
+    """Optional: a target that refuses what comes too late.
 
-    A process that is suspended between writing an epoch and launching under it may wake
-    up after another operation has moved on. Without a fence it starts a second copy.
+    A process that is suspended between asking the record and acting on the target may
+    wake up after another operation has moved on. Without a fence it starts a second
+    copy, or writes old state over newer.
     """
 
-    def fence(self, agent: AgentSpec, *, epoch: int) -> None:
-        """Refuse from now on every `launch` of the agent here up to this epoch.
+    def fence(self, agent: AgentSpec, *, epoch: int, turn: int) -> None:
+        """Refuse launches up to `epoch`, and restores of a lower `turn`, from now on.
 
-        Kept on the target, also after `remove`; never lowered. A launch that goes on at
-        the same moment is refused, or is over and seen by the next `status`. What runs
-        already goes on running. With it, `launch` raises `Refused` for an epoch that is
-        fenced off, and so does a restore by `run_mover` whose request has a lower
-        `epoch` than was ever launched or fenced off here.
+        Both numbers are kept on the target, also after `remove`, and never lowered. A
+        launch that goes on at the same moment is refused, or is over and seen by the
+        next `status`; what runs already goes on running. `launch` raises `Refused` for
+        an epoch that is fenced off, and so does `run_mover` for a restore whose request
+        has a lower `turn` (one without has none, and is let through).
         """
 
 
