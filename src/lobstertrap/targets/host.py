@@ -34,6 +34,7 @@ from lobstertrap.errors import (
 )
 from lobstertrap.job import MoverJob, OnProgress
 from lobstertrap.targets.base import AgentStatus, Secrets, TargetInfo
+from lobstertrap.targets.host_fence import EpochFence
 from lobstertrap.targets.host_instance import ENDED, Instance
 from lobstertrap.targets.host_launch import HostLaunch
 from lobstertrap.targets.host_status import read_status
@@ -121,6 +122,7 @@ class HostTarget:
             if lock is None:
                 _require_epoch(plan, epoch)
                 return
+            self._fence(agent).admit_launch(epoch)
             self._clear(plan, epoch)
             for path in (*plan.volumes.values(), plan.instance.home):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -188,6 +190,9 @@ class HostTarget:
                     f"{about} it runs, so its volumes are not written",
                     hint="stop the agent first",
                 )
+            self._fence(agent).admit_restore(
+                None if reads else job.request.get("epoch")
+            )
             for path in paths.values():
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
             request = job.to_json(
@@ -212,6 +217,15 @@ class HostTarget:
                 raise Refused(f"{about} a mover is at its volumes", hint="wait for it")
             instance.remove(volumes=volumes)
 
+    def fence(self, agent: AgentSpec, *, epoch: int) -> None:
+        """Refuse what comes too late; see base.py.
+
+        A launch that passed the fence before holds the lock already: it shows as
+        running, and `stop` waits for it.
+        """
+        with self._translated(self._about(agent)):
+            self._fence(agent).raise_to(epoch)
+
     def logs(
         self, agent: AgentSpec, *, follow: bool = False, lines: int | None = None
     ) -> Iterator[str]:
@@ -225,6 +239,9 @@ class HostTarget:
 
     def _instance(self, agent: AgentSpec) -> Instance:
         return Instance(directory=self._root / agent.name)
+
+    def _fence(self, agent: AgentSpec) -> EpochFence:
+        return EpochFence(directory=self._root / agent.name, about=self._about(agent))
 
     def _about(self, agent: AgentSpec) -> str:
         return f"target '{self._name}': agent '{agent.name}':"
