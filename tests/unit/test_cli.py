@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from lobstertrap import lifecycle
-from lobstertrap.cli.app import run
+from lobstertrap.cli.app import explain, run
 from lobstertrap.config import load
+from lobstertrap.redaction import SecretValue, redactor
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "hunter2-hunter2"
@@ -181,15 +182,48 @@ def test_debug_shows_the_traceback_without_secrets(project, capsys):
     assert TOKEN not in err
 
 
-def test_a_store_that_cannot_be_read_is_told_and_the_rest_is_shown(project, capsys):
-    (project / "store").write_text("not a directory")
+def test_an_unexpected_error_is_told_without_secrets(capsys):
+    secret = SecretValue("swordfish-swordfish")
+    redactor.add(secret)
+    try:
+        raise ValueError(f"got {secret.reveal()}")
+    except ValueError as error:
+        code = explain(error, debug=True, as_json=True)
+
+    out, err = capsys.readouterr()
+    assert code == 1
+    assert "error: unexpected ValueError: got **********\n" in err
+    assert json.loads(out)["error"]["message"].endswith("got **********")
+    assert "swordfish" not in out + err
+
+
+def test_a_store_that_cannot_be_used_is_told_and_the_rest_is_shown(project, capsys):
+    text = (project / "lobstertrap.toml").read_text()
+    keys = ('access_key = "${A}"', 'secret_key = "${B}"', "[repository]")
+    text = text.replace("[repository]", "\n".join(keys))
+    (project / "lobstertrap.toml").write_text(text)
 
     code = run(["status"])
 
     out, err = capsys.readouterr()
     assert code == 1
-    assert "tally" in out
-    assert err.startswith("store: ")
+    assert out.splitlines()[1].startswith("tally  -       unknown")
+    assert err.startswith("store: secret access_key (env:default:A)")
+
+
+def test_a_record_that_cannot_be_read_is_a_row_and_no_abort(project, capsys):
+    shutil.copytree(project / "agents/tally", project / "agents/ada")
+    spec = project / "agents/ada/agent.yaml"
+    spec.write_text(spec.read_text().replace("name: tally", "name: ada"))
+    load(project, os.environ).open_store().put("agents/ada/record.json", b"garbage")
+
+    code = run(["status"])
+
+    ada, tally_row = capsys.readouterr().out.splitlines()[1:]
+    assert code == 1
+    assert ada.startswith("ada")
+    assert "the agent record cannot be read" in ada
+    assert tally_row.startswith("tally  -       never launched")
 
 
 def test_ctrl_c_is_130_and_says_so(project):

@@ -134,12 +134,18 @@ def test_an_agent_that_was_never_launched_says_so():
 
 
 def test_without_the_store_what_targets_show_is_still_there():
-    found = seen(None, bad_store="connection refused")
+    found = replace(seen(bad_store="connection refused"), records={}, taken={})
 
     home, copy = agent_rows(found)
 
     assert home.state == "unknown"
     assert (copy.target, copy.state, copy.notes) == ("laptop", "running", ())
+
+
+def test_without_the_repository_the_records_still_count():
+    (row,) = agent_rows(replace(seen(bad_store="the key is missing"), taken={}))
+
+    assert (row.state, row.snapshot, row.snapshot_at) == ("running", "abcd", None)
 
 
 def test_a_wrong_spec_is_a_row_and_no_abort():

@@ -81,7 +81,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
             _to_stderr("interrupted\nhint: run the same command again to go on")
         return code
     except Exception as error:
-        return _explain(error, debug=said["debug"], as_json=said["json"])
+        return explain(error, debug=said["debug"], as_json=said["json"])
     return 0
 
 
@@ -90,7 +90,7 @@ def _end(number: int, _frame: object) -> NoReturn:
     sys.exit(128 + number)
 
 
-def _explain(error: Exception, *, debug: bool, as_json: bool) -> int:
+def explain(error: Exception, *, debug: bool, as_json: bool) -> int:
     """Print what went wrong to stderr, and as an object when JSON was asked for."""
     from lobstertrap.errors import LobsterTrapError  # noqa: PLC0415 - keep light
     from lobstertrap.redaction import redactor  # noqa: PLC0415 - keep light

@@ -101,7 +101,7 @@ def _at_home(found: Survey, agent: str) -> AgentRow:
     record = found.records.get(agent)
     home = record.target if record else None
     if record is None or home is None:
-        never = "unknown" if found.bad_store else "never launched"
+        never = "never launched" if agent in found.records else "unknown"
         notes = tuple(_operations(record)) if record else ()
         return AgentRow(agent=agent, target=None, state=never, notes=notes)
     status = found.shown.get(home, {}).get(agent)

@@ -10,7 +10,7 @@ from typing import Any
 
 from lobstertrap.agent import AgentSpec
 from lobstertrap.config import Config
-from lobstertrap.errors import LobsterTrapError
+from lobstertrap.errors import InvalidInput, LobsterTrapError
 from lobstertrap.lease import AgentRecord, read_record
 from lobstertrap.targets.base import AgentStatus
 
@@ -56,14 +56,15 @@ def survey(config: Config, agents: Sequence[str]) -> Survey:
     }
     questions[""] = lambda: _ask_store(config, tuple(specs))  # no target has this name
     answers, failures = _ask_all(questions)
-    records, taken = answers.pop("", ({}, {}))
+    store: _StoreAnswer = answers.pop("", _StoreAnswer())
+    bad_agents |= store.bad_agents
     return Survey(
-        specs=specs,
-        records=records,
-        taken=taken,
+        specs={name: spec for name, spec in specs.items() if name not in bad_agents},
+        records=store.records,
+        taken=store.taken,
         shown=answers,
         bad_agents=bad_agents,
-        bad_store=failures.pop("", None),
+        bad_store=failures.pop("", store.problem),
         bad_targets=failures,
     )
 
@@ -78,16 +79,30 @@ def _ask_target(
     return ask
 
 
-def _ask_store(
-    config: Config, agents: Sequence[str]
-) -> tuple[dict[str, AgentRecord | None], dict[str, float]]:
-    store = config.open_store()
-    records = {name: read_record(store, name) for name in agents}
-    wanted = {r.snapshot for r in records.values() if r and r.snapshot}
-    if not wanted:  # opening the repository costs a key derivation
-        return records, {}
-    found = config.open_repository().snapshots()
-    return records, {one.agent: one.created_at for one in found if one.id in wanted}
+@dataclass(slots=True, kw_only=True)
+class _StoreAnswer:
+    records: dict[str, AgentRecord | None] = field(default_factory=dict)
+    taken: dict[str, float] = field(default_factory=dict)
+    bad_agents: dict[str, str] = field(default_factory=dict)
+    problem: str | None = None
+
+
+def _ask_store(config: Config, agents: Sequence[str]) -> _StoreAnswer:
+    store, answer = config.open_store(), _StoreAnswer()
+    for name in agents:
+        try:
+            answer.records[name] = read_record(store, name)
+        except InvalidInput as error:  # one unreadable record; the others still count
+            answer.bad_agents[name] = error.message
+    wanted = {r.snapshot for r in answer.records.values() if r and r.snapshot}
+    if wanted:  # opening the repository costs a key derivation
+        try:
+            found = config.open_repository().snapshots()
+        except LobsterTrapError as error:
+            answer.problem = error.message
+        else:
+            answer.taken = {s.agent: s.created_at for s in found if s.id in wanted}
+    return answer
 
 
 def _ask_all(
