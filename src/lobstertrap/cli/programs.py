@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -30,11 +31,15 @@ def serve(
     port: Annotated[
         int, typer.Option(min=1, max=65535, help="The port of Prefect's server.")
     ] = 4200,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where its database and log go.", show_default=False),
+    ] = None,
 ) -> None:
     """Run Prefect's server and serve the flows, until Ctrl-C."""
     from lobstertrap.cli import serve as program  # noqa: PLC0415 - it imports Prefect
 
-    program.serve(host=host, port=port)
+    program.serve(host=host, port=port, data_dir=data_dir)
 
 
 def schema(
