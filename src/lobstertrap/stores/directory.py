@@ -38,6 +38,7 @@ from lobstertrap.stores.keys import (
     check_key,
     check_prefix,
     check_range,
+    is_segment,
 )
 
 _LOCK_SECONDS = 30
@@ -248,7 +249,7 @@ def _info(key: str, found: os.stat_result) -> ObjectInfo:
 
 
 def _entries(directory: Path) -> list[tuple[str, str]]:
-    """Return (name, path) of what may be ours, a directory's name ending in `/`.
+    """Return (name, path) of what may be an object's, a directory's ending in `/`.
 
     Sorted so, a walk yields keys in their own order: `a-b` before `a/b`.
     """
@@ -257,7 +258,7 @@ def _entries(directory: Path) -> list[tuple[str, str]]:
             return sorted(
                 (f"{e.name}/" if e.is_dir() else e.name, e.path)
                 for e in found
-                if not e.name.startswith("~")
+                if is_segment(e.name)
             )
     except (FileNotFoundError, NotADirectoryError):
         return []

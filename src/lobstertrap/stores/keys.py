@@ -12,8 +12,14 @@ MAX_KEY = 900
 """S3 allows 1024 bytes, a store's own prefix included."""
 
 _SEGMENT = r"(?!\.{1,2}(?:/|$))[A-Za-z0-9._=-]{1,255}"
+_ONE = re.compile(_SEGMENT)
 _KEY = re.compile(rf"{_SEGMENT}(?:/{_SEGMENT})*")
 _PREFIX = re.compile(rf"(?:{_SEGMENT}/)*[A-Za-z0-9._=-]{{0,255}}")
+
+
+def is_segment(name: str) -> bool:
+    """Say whether `name` may stand between the slashes of a key."""
+    return _ONE.fullmatch(name) is not None
 
 
 def check_key(key: str) -> str:

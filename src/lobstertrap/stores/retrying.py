@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -12,6 +13,8 @@ from lobstertrap.stores.base import ObjectInfo, ObjectStore, StoredObject
 from lobstertrap.stores.keys import as_buffers, size_of
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 
 class Retrying:
@@ -29,7 +32,7 @@ class Retrying:
         *,
         attempts: int = 6,
         seconds: float = 60,
-        first_wait: float = 0.2,
+        first_wait: float = 0.5,
         longest_wait: float = 15,
     ) -> None:
         self._store = store
@@ -42,6 +45,7 @@ class Retrying:
             wait=tenacity.wait_random_exponential(
                 multiplier=first_wait, max=longest_wait
             ),
+            before_sleep=_say,
             reraise=True,
         )
 
@@ -138,3 +142,8 @@ class Retrying:
         ):
             return found.etag
         raise Conflict(f"object {key!r} of {self.url} was written by another")
+
+
+def _say(state: tenacity.RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    _log.info("trying again after attempt %d: %s", state.attempt_number, error)

@@ -15,7 +15,7 @@ from lobstertrap.stores.keys import (
     check_prefix,
     check_range,
 )
-from lobstertrap.stores.s3_client import body_of, connect
+from lobstertrap.stores.s3_client import ANSWER_SECONDS, body_of, connect
 from lobstertrap.stores.s3_errors import Where, translated
 from lobstertrap.stores.settings import (
     S3Place,
@@ -38,11 +38,14 @@ class S3Store:
     is asked by `require_conditional_writes`.
     """
 
-    def __init__(self, settings: StoreSettings) -> None:
+    def __init__(
+        self, settings: StoreSettings, *, answer_seconds: float = ANSWER_SECONDS
+    ) -> None:
         place = parse_url(settings.url)
         if not isinstance(place, S3Place):
             raise InvalidInput(f"not an s3 url: {settings.url!r}")
         self._settings = settings
+        self._answer_seconds = answer_seconds
         self._bucket = place.bucket
         self._prefix = f"{place.prefix}/" if place.prefix else ""
         self._endpoint = (
@@ -102,8 +105,11 @@ class S3Store:
             with closing(answer["Body"]) as body:
                 data = body.read()
         self._check_length(key, len(data), answer["ContentLength"])
-        if "ContentRange" not in answer:  # answered with 200: the whole object
+        # rclone answers 200 to a range it honours: what counts is Content-Range.
+        if "ContentRange" not in answer:
             data = data[start : start + length]
+        elif not answer["ContentRange"].startswith(f"bytes {start}-"):
+            raise Unavailable(f"{self.url} answered with another range of {key!r}")
         if len(data) != length:
             raise self._too_short(key, start + length)
         return data
@@ -190,7 +196,7 @@ class S3Store:
         with self._lock:
             if self._connected is None:
                 with translated(self._where("opening")):
-                    self._connected = connect(self._settings)
+                    self._connected = connect(self._settings, self._answer_seconds)
             return self._connected
 
 

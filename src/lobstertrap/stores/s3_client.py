@@ -25,13 +25,14 @@ SMALL = 64 * 1024
 """Bytes up to which a body is sent in one piece, and checked by MD5 on the server."""
 _PIECE = 256 * 1024
 _CONNECT_SECONDS = 10
-_ANSWER_SECONDS = 60
+ANSWER_SECONDS = 60.0
+"""How long a server may be silent."""
 _CONNECTIONS = 16
 _FALLBACK_REGION = "us-east-1"
 """What servers that have no regions expect in a signature."""
 
 
-def connect(settings: StoreSettings) -> S3Client:
+def connect(settings: StoreSettings, answer_seconds: float) -> S3Client:
     """Return a client that tries once, and signs payloads only where it must.
 
     TLS protects a body already, and nothing damages one on loopback; elsewhere plain
@@ -49,7 +50,7 @@ def connect(settings: StoreSettings) -> S3Client:
                 signature_version="s3v4",
                 retries={"total_max_attempts": 1, "mode": "standard"},
                 connect_timeout=_CONNECT_SECONDS,
-                read_timeout=_ANSWER_SECONDS,
+                read_timeout=answer_seconds,
                 max_pool_connections=_CONNECTIONS,
                 tcp_keepalive=True,
                 request_checksum_calculation="when_required",

@@ -107,7 +107,7 @@ def _from_answer(response: Any, where: Where) -> LobsterTrapError:
     """Return our error for an answer of the server that is not a success."""
     code = str(response.get("Error", {}).get("Code", ""))
     status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    detail = f"{status} {code}".strip()
+    detail = f"{status} {code}" if code not in {"", f"{status}"} else f"{status}"
     if code == "NoSuchBucket":
         return errors.NotFound(
             f"bucket {where.bucket!r} does not exist at {where.endpoint}",
