@@ -58,8 +58,9 @@ class FakePlace:
     instances: dict[str, FakeInstance] = field(default_factory=dict)
     secrets: dict[str, set[str]] = field(default_factory=dict)
     """Names of bound secrets by agent; values are not kept."""
-    fenced: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    newest: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    epochs: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    turns: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    """The fences by agent."""
     unhealthy: dict[str, str] = field(default_factory=dict)
     failures: dict[str, list[Exception]] = field(
         default_factory=lambda: defaultdict(list)
@@ -188,12 +189,11 @@ class FakeTarget:
                 if found.epoch != epoch:
                     raise Refused(f"{self._about(agent)} runs under {found.epoch}")
                 return
-            if epoch <= self.place.fenced[agent.name]:
+            if epoch <= self.place.epochs[agent.name]:
                 raise Refused(f"{self._about(agent)} epoch {epoch} is fenced off")
             self._require(agent, secrets)
             for volume in agent.volumes:
                 self.volume(agent, volume.name).mkdir(parents=True, exist_ok=True)
-            self.place.newest[agent.name] = max(self.place.newest[agent.name], epoch)
             self.place.instances[agent.name] = FakeInstance(
                 epoch=epoch, image=image, running=True, started_at=self.world.clock()
             )
@@ -245,7 +245,7 @@ class FakeTarget:
         self._maybe_fail(f"run_mover:{job.command}")
         paths = {name: self.volume(agent, name) for name in job.volumes}
         if job.command == "restore":
-            self._admit_restore(agent, job.request.get("epoch"))
+            self._admit_restore(agent, job.request.get("turn"))
         for name, path in paths.items():
             if job.command == "restore":
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -259,13 +259,12 @@ class FakeTarget:
         self._maybe_fail(f"after:run_mover:{job.command}")
         return result
 
-    def _admit_restore(self, agent: AgentSpec, epoch: int | None) -> None:
+    def _admit_restore(self, agent: AgentSpec, turn: int | None) -> None:
         found = self.place.instances.get(agent.name)
         if found and found.running:
             raise Refused(f"{self._about(agent)} runs, so its volumes are not written")
-        newest = max(self.place.newest[agent.name], self.place.fenced[agent.name])
-        if epoch is not None and epoch < newest:
-            raise Refused(f"{self._about(agent)} a restore of epoch {epoch} is late")
+        if turn is not None and turn < self.place.turns[agent.name]:
+            raise Refused(f"{self._about(agent)} a restore of turn {turn} is too late")
 
     def remove(self, agent: AgentSpec, *, volumes: bool = False) -> None:
         """Forget a stopped instance; see base.py."""
@@ -280,12 +279,13 @@ class FakeTarget:
                 shutil.rmtree(self._root / agent.name, ignore_errors=True)
         self._maybe_fail("after:remove")
 
-    def fence(self, agent: AgentSpec, *, epoch: int) -> None:
-        """Refuse launches up to `epoch`; see base.py."""
+    def fence(self, agent: AgentSpec, *, epoch: int, turn: int) -> None:
+        """Refuse what comes too late; see base.py."""
         self._maybe_fail("fence")
         with self.world.lock:
-            fenced = self.place.fenced
-            fenced[agent.name] = max(fenced[agent.name], epoch)
+            epochs, turns = self.place.epochs, self.place.turns
+            epochs[agent.name] = max(epochs[agent.name], epoch)
+            turns[agent.name] = max(turns[agent.name], turn)
 
     def logs(
         self, agent: AgentSpec, *, follow: bool = False, lines: int | None = None

@@ -217,14 +217,14 @@ class HostTarget:
                 raise Refused(f"{about} a mover is at its volumes", hint="wait for it")
             instance.remove(volumes=volumes)
 
-    def fence(self, agent: AgentSpec, *, epoch: int) -> None:
+    def fence(self, agent: AgentSpec, *, epoch: int, turn: int) -> None:
         """Refuse what comes too late; see base.py.
 
         A launch that passed the fence before holds the lock already: it shows as
         running, and `stop` waits for it.
         """
         with self._translated(self._about(agent)):
-            self._fence(agent).raise_to(epoch)
+            self._fence(agent).raise_to(epoch=epoch, turn=turn)
 
     def logs(
         self, agent: AgentSpec, *, follow: bool = False, lines: int | None = None

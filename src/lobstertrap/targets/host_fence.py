@@ -1,6 +1,6 @@
-"""The fence of a host target: which epochs may no longer act on an agent here.
+"""The fence of a host target: who may no longer act on an agent here.
 
-    <root>/<agent>/fence.json   {"version": 1, "fenced": n, "launched": n}
+    <root>/<agent>/fence.json   {"version": 1, "epoch": n, "turn": n}
 
 It outlives the instance and its volumes, because a process that comes too late does so
 after everything else is over.
@@ -24,19 +24,25 @@ _HINT = "another operation went on without this one: look at `lobstertrap status
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochFence:
-    """Two numbers that never fall: the highest epochs fenced off, and launched."""
+    """Two numbers that never fall: launches up to an epoch, restores below a turn."""
 
     directory: Path
     """The agent's own directory below the target's root."""
     about: str
     """What begins every message: the target and the agent."""
 
-    def raise_to(self, epoch: int) -> None:
-        """Refuse launches up to `epoch` from now on."""
-        self._raise(fenced=epoch)
+    def raise_to(self, *, epoch: int, turn: int) -> None:
+        """Refuse launches up to `epoch` and restores of a lower `turn` from now on."""
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._alone():
+            now = self._read()
+            after = (max(now[0], epoch), max(now[1], turn))
+            if after != now:
+                state = {"version": 1, "epoch": after[0], "turn": after[1]}
+                write_state(self._file, state)
 
     def admit_launch(self, epoch: int) -> None:
-        """Record a launch under `epoch`; `Refused` when it is fenced off.
+        """Raise `Refused` when `epoch` is fenced off.
 
         The caller holds the instance's lock, so that whoever raised the fence too late
         for this launch sees it.
@@ -47,15 +53,14 @@ class EpochFence:
                 f"{self.about} epoch {epoch} is fenced off, as all up to {fenced}",
                 hint=_HINT,
             )
-        self._raise(launched=epoch)
 
-    def admit_restore(self, epoch: int | None) -> None:
-        """Raise `Refused` for a restore that belongs to an epoch of the past."""
-        newest = max(self._read())
-        if epoch is not None and epoch < newest:
+    def admit_restore(self, turn: int | None) -> None:
+        """Raise `Refused` for a restore whose turn is over; the caller has the lock."""
+        _, fenced = self._read()
+        if turn is not None and turn < fenced:
             raise Refused(
-                f"{self.about} a restore of epoch {epoch} comes too late, {newest} was"
-                " here",
+                f"{self.about} a restore of turn {turn} comes too late, it is turn"
+                f" {fenced} here",
                 hint=_HINT,
             )
 
@@ -66,7 +71,7 @@ class EpochFence:
     def _read(self) -> tuple[int, int]:
         try:
             found = json.loads(self._file.read_text(encoding="utf-8"))
-            return int(found["fenced"]), int(found["launched"])
+            return int(found["epoch"]), int(found["turn"])
         except (FileNotFoundError, NotADirectoryError):
             return 0, 0
         except (ValueError, KeyError, TypeError) as error:
@@ -74,15 +79,6 @@ class EpochFence:
                 f"{self.about} {self._file} cannot be read",
                 hint="make sure that the agent runs nowhere, then remove the file",
             ) from error
-
-    def _raise(self, *, fenced: int = 0, launched: int = 0) -> None:
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with self._alone():
-            now = self._read()
-            after = (max(now[0], fenced), max(now[1], launched))
-            if after != now:
-                state = {"version": 1, "fenced": after[0], "launched": after[1]}
-                write_state(self._file, state)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
