@@ -14,9 +14,6 @@ from lobstertrap.cli.text import age, size
 if TYPE_CHECKING:
     from lobstertrap.repository import Snapshot
 
-ID_LENGTH = 12
-"""Characters of an id that a table shows: enough to name it."""
-
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the program."""
@@ -115,10 +112,11 @@ def _as_object(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def _as_row(snapshot: Snapshot, now: float) -> list[str]:
-    notes = [snapshot.consistency]
+    purpose = snapshot.tags.get("purpose")
+    notes: list[str] = [snapshot.consistency, *([purpose] if purpose else [])]
     notes += [f"{len(snapshot.warnings)} warnings"] if snapshot.warnings else []
     return [
-        snapshot.id[:ID_LENGTH],
+        snapshot.short_id,
         snapshot.agent,
         age(snapshot.created_at, now),
         f"{snapshot.files:,}",
