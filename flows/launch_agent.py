@@ -9,10 +9,15 @@ from prefect import flow
 
 from tasks.choices import only_agent
 from tasks.launch_on import launch_on
-from tasks.step import hold
+from tasks.step import hold, run_name
 
 
-@flow(name="launch-agent", flow_run_name="launch {agent} on {on}")
+@flow(
+    name="launch-agent",
+    flow_run_name=run_name("launch {agent} on {on}"),
+    persist_result=True,
+    result_serializer="json",
+)
 def launch_agent(on: str, agent: str | None = None) -> dict[str, Any]:
     """Run an agent on a target and wait until it is healthy.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from prefect import flow
 
+from tasks.after_a_kill import roll_back_cancelled, roll_back_crashed
 from tasks.await_destination import await_destination
 from tasks.begin_migration import begin_migration
 from tasks.check_plan import check_plan
@@ -18,12 +19,19 @@ from tasks.publish_receipt import publish_receipt
 from tasks.retire_source import retire_source
 from tasks.roll_back import roll_back
 from tasks.stage_destination import stage_destination
-from tasks.step import hold
+from tasks.step import hold, run_name
 from tasks.stop_source import stop_source
 from tasks.transfer_state import transfer_state
 
 
-@flow(name="migrate-agent", flow_run_name="migrate {agent} -> {to}", log_prints=False)
+@flow(
+    name="migrate-agent",
+    flow_run_name=run_name("migrate {agent} -> {to}"),
+    persist_result=True,
+    result_serializer="json",
+    on_cancellation=[roll_back_cancelled],
+    on_crashed=[roll_back_crashed],
+)
 def migrate_agent(
     agent: str | None = None, to: str | None = None, abort: bool = False
 ) -> dict[str, Any]:

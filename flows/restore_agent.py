@@ -10,10 +10,15 @@ from tasks.choices import only_agent
 from tasks.prepare_restore import prepare_restore
 from tasks.restore_volumes import restore_volumes
 from tasks.resume_agent import resume_agent
-from tasks.step import hold
+from tasks.step import hold, run_name
 
 
-@flow(name="restore-agent", flow_run_name="restore {agent} on {to} ({snapshot})")
+@flow(
+    name="restore-agent",
+    flow_run_name=run_name("restore {agent} on {to} ({snapshot})"),
+    persist_result=True,
+    result_serializer="json",
+)
 def restore_agent(
     to: str, agent: str | None = None, snapshot: str = "latest"
 ) -> dict[str, Any]:

@@ -10,11 +10,16 @@ from tasks.choices import only_agent
 from tasks.find_home import find_home
 from tasks.pause_agent import pause_agent
 from tasks.resume_agent import resume_agent
-from tasks.step import hold
+from tasks.step import hold, run_name
 from tasks.take_snapshot import take_snapshot
 
 
-@flow(name="snapshot-agent", flow_run_name="snapshot {agent} ({mode})")
+@flow(
+    name="snapshot-agent",
+    flow_run_name=run_name("snapshot {agent} ({mode})"),
+    persist_result=True,
+    result_serializer="json",
+)
 def snapshot_agent(
     agent: str | None = None, mode: Literal["stop", "live"] = "stop"
 ) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any, ParamSpec, TypeVar
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
 from prefect.tasks import exponential_backoff
 
 from lobstertrap import config
-from lobstertrap.errors import Transient
+from lobstertrap.errors import LobsterTrapError, Transient
 from lobstertrap.lifecycle import AgentHandle
 from lobstertrap.redaction import redactor
 
@@ -33,11 +36,27 @@ def step(*, task_run_name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
     return task(
         task_run_name=task_run_name,
         cache_policy=NO_CACHE,  # the journal in the store is the truth, not a cache
+        persist_result=False,
         retries=3,
         retry_delay_seconds=exponential_backoff(backoff_factor=2),
         retry_jitter_factor=0.5,
         retry_condition_fn=_may_pass,
     )
+
+
+def run_name(template: str) -> Callable[[], str]:
+    """Return what names a flow's runs: the template without what was left out.
+
+    `migrate {agent} -> {to}` is `migrate tally` where `to` is the only other target.
+    """
+
+    def name() -> str:
+        given = flow_run.get_parameters()
+        known = {key: value or "" for key, value in given.items()}
+        text = template.format_map(defaultdict(str, known))
+        return " ".join(text.removesuffix("-> ").split())
+
+    return name
 
 
 def load_config() -> config.Config:
@@ -54,5 +73,10 @@ def open_handle(agent: str, operation: str) -> AgentHandle:
 def hold(agent: str, kind: str) -> Iterator[str]:
     """Hold the agent for one flow run, and give the operation's id to its steps."""
     redactor.watch_loggers("prefect.flow_runs", "prefect.task_runs", "lobstertrap")
-    with load_config().hold(agent, kind) as handle:
-        yield handle.lease.operation_id
+    try:
+        with load_config().hold(agent, kind) as handle:
+            yield handle.lease.operation_id
+    except LobsterTrapError as error:
+        if error.hint:  # Prefect shows the message, and nothing else of an error
+            get_run_logger().error("what to do: %s", error.hint)
+        raise

@@ -73,6 +73,11 @@ class PrefectServer:
         """What the server printed."""
         return self._directory / "server.log"
 
+    @property
+    def pid(self) -> int | None:
+        """Its process, while it was not stopped."""
+        return None if self._process is None else self._process.pid
+
     def alive(self) -> bool:
         """Say whether the server's process runs."""
         return self._process is not None and self._process.poll() is None
@@ -82,16 +87,30 @@ class PrefectServer:
         return isolated(environ, self._directory) | {"PREFECT_API_URL": self.api}
 
     def start(self) -> None:
-        """Start it and return when its API answers.
+        """Start it and return when its API answers: `begin`, then `wait`."""
+        self.begin()
+        self.wait()
 
-        Raises `Refused` when another server keeps the directory, `Unavailable` when the
-        port is taken or the server does not come up, `NotFound` without Prefect.
+    def begin(self) -> None:
+        """Start its process; raises `Refused` when another keeps the directory.
+
+        And `Unavailable` when the port is taken.
         """
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._take_directory()
         try:
             self._port = _free_port(self._host, self._port)
             self._spawn()
+        except BaseException:
+            self.stop()
+            raise
+
+    def wait(self) -> None:
+        """Return when its API answers; stops it when it does not come up.
+
+        Raises `Unavailable`, or `NotFound` when Prefect is not installed.
+        """
+        try:
             self._await_health()
         except BaseException:
             self.stop()

@@ -44,9 +44,13 @@ def serve(*, port: int = PORT, host: str = HOST, data_dir: Path | None = None) -
 class FlowRunner:
     """The child process that runs the flows which a server's users ask for."""
 
-    def __init__(self, server: PrefectServer, config_file: Path) -> None:
+    def __init__(
+        self, server: PrefectServer, config_file: Path, *, log: Path | None = None
+    ) -> None:
+        """Give it `log` for what it prints; it prints to our own streams without."""
         self._server = server
         self._config_file = config_file
+        self._log = log
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -90,14 +94,18 @@ class FlowRunner:
         told, tell = os.pipe()
         command = [sys.executable, "-m", "lobstertrap.cli.serve_flows", str(tell)]
         own = {config.VARIABLE: str(self._config_file), "PYTHONUNBUFFERED": "1"}
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _DIE_WITH_PARENT, str(os.getpid()), *command],
-            cwd=find_checkout(),
-            env=self._server.client_environment(os.environ) | own,
-            stdin=subprocess.DEVNULL,
-            pass_fds=[tell],
-            start_new_session=True,  # Ctrl-C is for us; we stop it when it is time
-        )
+        with contextlib.ExitStack() as files:
+            output = files.enter_context(self._log.open("wb")) if self._log else None
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _DIE_WITH_PARENT, str(os.getpid()), *command],
+                cwd=find_checkout(),
+                env=self._server.client_environment(os.environ) | own,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=[tell],
+                start_new_session=True,  # Ctrl-C is for us; we stop it when it is time
+            )
         os.close(tell)
         try:
             ready = select.select([told], [], [], _START_SECONDS)[0] and os.read(
