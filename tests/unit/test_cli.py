@@ -119,6 +119,27 @@ def test_an_unknown_target_is_told_with_a_suggestion(project, capsys, line):
     assert "hint: did you mean 'desk'?\n" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("missing", ["TALLY_TOKEN", "REPOSITORY_KEY"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["launch", "tally", "--on", "desk"],
+        ["snapshot", "tally"],
+        ["restore", "tally", "--to", "desk"],
+        ["migrate", "tally", "--to", "desk"],
+    ],
+)
+def test_a_missing_secret_is_told_before_prefect_is_started(
+    project, capsys, monkeypatch, line, missing
+):
+    monkeypatch.delenv(missing)
+
+    assert run(line) == 1
+
+    assert f"the variable {missing} is not set" in capsys.readouterr().err
+    assert not (project / "store").exists()
+
+
 def test_without_a_configuration_the_next_step_is_told(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LOBSTERTRAP_CONFIG", raising=False)

@@ -34,9 +34,9 @@ def snapshot(
 
     The agent is stopped for the moment in which its last changes are read.
     """
-    from lobstertrap.cli.flow_runs import run_flow  # noqa: PLC0415 - not for --help
+    from lobstertrap.cli.flow_runs import check_first, run_flow  # noqa: PLC0415
 
-    load_config().agent(agent)
+    check_first(agent)
     mode = "live" if live else "stop"
     result = run_flow(context, "snapshot_agent", agent=agent, mode=mode)
     print_result(result, as_json=as_json)
@@ -82,11 +82,9 @@ def restore(
 
     What they hold now is snapshotted first, so nothing is lost.
     """
-    from lobstertrap.cli.flow_runs import run_flow  # noqa: PLC0415 - not for --help
+    from lobstertrap.cli.flow_runs import check_first, run_flow  # noqa: PLC0415
 
-    config = load_config()
-    config.agent(agent)
-    config.require_target(to)
+    config = check_first(agent, to)
     config.open_repository().find(snapshot, agent)  # a wrong id fails before Prefect
     result = run_flow(context, "restore_agent", agent=agent, to=to, snapshot=snapshot)
     print_result(result, as_json=as_json)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lobstertrap.cli.output import AsJson, print_result
-from lobstertrap.cli.running import Agent, load_config
+from lobstertrap.cli.running import Agent
 
 
 def register(app: typer.Typer) -> None:
@@ -31,13 +31,10 @@ def migrate(
     Whatever fails before the new home is healthy, the agent runs again where it was.
     A migration that was killed is finished by the same command, or undone by --abort.
     """
-    from lobstertrap.cli.flow_runs import run_flow  # noqa: PLC0415 - not for --help
+    from lobstertrap.cli.flow_runs import check_first, run_flow  # noqa: PLC0415
 
     if to is None and not abort:
         raise typer.BadParameter("name the new home", param_hint="'--to'")
-    config = load_config()
-    config.agent(agent)
-    if to is not None:
-        config.require_target(to)
+    check_first(agent, *([to] if to is not None else []))
     result = run_flow(context, "migrate_agent", agent=agent, to=to, abort=abort)
     print_result(result, as_json=as_json)

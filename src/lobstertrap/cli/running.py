@@ -39,11 +39,9 @@ def launch(
     as_json: AsJson = False,
 ) -> None:
     """Run an agent on a target and wait until it is healthy."""
-    from lobstertrap.cli.flow_runs import run_flow  # noqa: PLC0415 - not for --help
+    from lobstertrap.cli.flow_runs import check_first, run_flow  # noqa: PLC0415
 
-    config = load_config()
-    config.agent(agent)
-    config.require_target(on)
+    check_first(agent, on)
     result = run_flow(context, "launch_agent", agent=agent, on=on)
     print_result(result, as_json=as_json)
 
