@@ -174,6 +174,7 @@ class SeaweedFS:
             "-webdav=false",
             "-admin.ui=false",
             "-master.telemetry=false",
+            "-volume.preStopSeconds=0",  # nobody else needs to hear of the stop
         ]
         with (self._directory / "logs" / "output.log").open("ab") as output:
             self._process = subprocess.Popen(

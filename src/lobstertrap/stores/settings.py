@@ -32,6 +32,14 @@ class StoreSettings:
     secret_key: SecretValue | None = field(default=None, compare=False)
     session_token: SecretValue | None = field(default=None, compare=False)
 
+    def __post_init__(self) -> None:
+        """Refuse half a credential: boto3 would sign with what is not there."""
+        if (self.access_key is None) != (self.secret_key is None):
+            raise InvalidInput(
+                f"half a credential for {_without_user(self.url)}",
+                hint="give access_key and secret_key, or neither",
+            )
+
     def to_dict(self) -> dict[str, str]:
         """Return plain values, secrets too: only for a mover's standard input."""
         plain = {name: getattr(self, name) for name in _PLAIN}
@@ -116,6 +124,10 @@ def check_endpoint(endpoint: str) -> str:
             hint="write https://host:port",
         )
     return endpoint
+
+
+def _without_user(url: str) -> str:
+    return re.sub(r"//[^/]*@", "//", url)
 
 
 def _s3_place(url: str, parts: SplitResult) -> S3Place:
