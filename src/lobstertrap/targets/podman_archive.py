@@ -95,6 +95,12 @@ class Layer:
         self._archive.addfile(info, content)
 
 
+def platform() -> str:
+    """Return this machine's platform as in OCI: `linux/amd64`."""
+    machine = os.uname().machine
+    return f"{sys.platform}/{_MACHINES.get(machine, machine)}"
+
+
 def write_image(
     out: IO[bytes], *, tag: str, layers: Iterable[Fill], env: Mapping[str, str]
 ) -> str:
@@ -150,9 +156,8 @@ def _write_layer(blob: Path, fill: Fill) -> tuple[Path, str]:
 
 
 def _config(digests: list[str], env: Mapping[str, str]) -> bytes:
-    machine = os.uname().machine
     config = {
-        "architecture": _MACHINES.get(machine, machine),
+        "architecture": platform().partition("/")[2],
         "os": "linux",
         "created": _CREATED,
         "config": {

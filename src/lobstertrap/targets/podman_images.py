@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from lobstertrap import image as context
 from lobstertrap.agent import AgentSpec
-from lobstertrap.errors import InvalidInput, NotFound, Permanent, Refused
+from lobstertrap.errors import InvalidInput, NotFound, Permanent, Refused, Unavailable
 from lobstertrap.targets.podman_api import PodmanApi
 
 _BUILD_SECONDS = 1800.0
@@ -62,7 +62,7 @@ class Images:
         if found is None:
             raise NotFound(f"image {image} is not on target '{self.target}'")
         kept = _DOCKER if "docker" in found.get("ManifestType", "") else _OCI
-        path = f"/images/{quote(image, safe='')}/get"
+        path = f"/images/{found['Id']}/get"
         with self.api.stream("GET", path, format=kept) as pieces:
             yield from pieces
 
@@ -109,7 +109,8 @@ class Images:
             ) as pieces:
                 failed = _read_build(pieces, last)
         if failed is not None:
-            raise Permanent(
+            kind = Unavailable if _no_registry(failed) else Permanent
+            raise kind(
                 f"agent '{agent.name}': the image does not build on '{self.target}': "
                 f"{failed}" + "".join(f"\n  {line}" for line in last),
                 hint=_build_hint(failed),
@@ -124,7 +125,8 @@ class Images:
             for event in _events(pieces):
                 failed = event.get("error") or failed
         if failed:
-            raise NotFound(
+            kind = Unavailable if _no_registry(failed) else NotFound
+            raise kind(
                 f"agent '{agent.name}': image {reference} cannot be pulled on "
                 f"'{self.target}': {' '.join(failed.split())}",
                 hint="check the name, and log in to its registry on the target",
@@ -147,8 +149,14 @@ def _read_build(pieces: Iterable[bytes], last: deque[str]) -> str | None:
     return failed
 
 
+def _no_registry(failed: str) -> bool:
+    return "pinging container registry" in failed and (
+        "no such host" in failed or "dial tcp" in failed or "timeout" in failed
+    )
+
+
 def _build_hint(failed: str) -> str:
-    if "pinging container registry" in failed or "no such host" in failed:
+    if _no_registry(failed):
         return (
             "no registry in reach: make a base image with deployments/base-image/build "
             "and name it in the target's build_args.BASE"

@@ -150,7 +150,8 @@ def _limits(agent: AgentSpec, can: frozenset[str]) -> dict[str, Any]:
     wanted = agent.resources
     limits: dict[str, Any] = {}
     if "memory" in can:
-        limits["memory"] = {"limit": wanted.memory}
+        # With swap equal to it nothing is swapped: slow is worse than ended.
+        limits["memory"] = {"limit": wanted.memory, "swap": wanted.memory}
     if "pids" in can:
         limits["pids"] = {"limit": wanted.pids}
     if "cpu" in can:
