@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import termios
+from datetime import UTC, datetime
 from fcntl import ioctl
 
 import pytest
@@ -82,16 +83,21 @@ def test_a_clock_that_runs_ahead_is_no_negative_age():
 
 
 def test_a_result_is_one_object_or_readable_fields(capsys):
+    began = datetime.fromtimestamp(0, tz=UTC).astimezone()
     result = {"agent": "tally", "bytes": 1500, "warnings": [], "x": {"seconds": 2}}
+    result |= {"detail": "", "bytes_sent": 0, "ok": True, "started_at": 0.0}
 
     print_result(result, as_json=True)
     assert json.loads(capsys.readouterr().out) == result
 
     print_result(result, as_json=False)
     assert capsys.readouterr().out.splitlines() == [
-        "agent  tally",
-        "bytes  1.5 KB",
-        "x      2.0 s",
+        "agent       tally",
+        "bytes       1.5 KB",
+        "x           2.0 s",
+        "bytes sent  0 B",
+        "ok          yes",
+        f"started at  {began.isoformat(' ', 'seconds')}",
     ]
 
 

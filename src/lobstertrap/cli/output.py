@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
@@ -86,7 +87,7 @@ def _fields(prefix: str, value: Mapping[str, Any]) -> list[tuple[str, str]]:
     for name, item in value.items():
         if isinstance(item, Mapping):
             rows += _fields(f"{prefix}{name} ", item)
-        elif item not in (None, [], ()):
+        elif item not in (None, "", [], ()):
             label = f"{prefix}{name}".replace("_", " ").removesuffix(" seconds")
             rows.append((printable(label), _shown(name, item)))
     return rows
@@ -94,10 +95,13 @@ def _fields(prefix: str, value: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _shown(name: str, item: object) -> str:
     number = isinstance(item, int | float) and not isinstance(item, bool)
-    if number and name.endswith("bytes"):
+    if number and "bytes" in name.split("_"):
         return size(float(str(item)))
     if number and (name.endswith("seconds") or name == "downtime"):
         return duration(float(str(item)))
+    if number and name.endswith("_at"):
+        when = datetime.fromtimestamp(float(str(item)), tz=UTC).astimezone()
+        return when.isoformat(" ", "seconds")
     if isinstance(item, bool):
         return "yes" if item else "no"
     if isinstance(item, list | tuple):
