@@ -1,0 +1,271 @@
+"""The mover: the program beside a volume that takes a snapshot or restores one.
+
+`python -m lobstertrap.mover` reads one line of JSON from its standard input and prints
+JSON lines (see lobstertrap.job): progress, then one result or error. It exits with 0 or
+1. It can be killed at any moment and run again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, TextIO
+
+from lobstertrap import job
+from lobstertrap.errors import (
+    InvalidInput,
+    LobsterTrapError,
+    Permanent,
+    Unavailable,
+)
+from lobstertrap.redaction import SecretValue, redactor
+from lobstertrap.repository import Owners, Repository, restore, take_snapshot
+from lobstertrap.repository.system import raise_file_limit, translated
+from lobstertrap.stores.base import ObjectStore
+
+PROGRESS_INTERVAL = 0.2
+_MAX_REQUEST = 1 << 20
+
+
+class Stopped(BaseException):
+    """A signal asked the mover to end."""
+
+
+class Output:
+    """The lines to standard output; progress only a few times a second."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+        self._last: tuple[str, float] = ("", 0.0)
+
+    def progress(self, progress: job.Progress) -> None:
+        """Print a progress line unless one was printed just now."""
+        phase, at = self._last
+        now = time.monotonic()
+        if phase == progress.phase and now - at < PROGRESS_INTERVAL:
+            return
+        self._last = (progress.phase, now)
+        self.line(job.progress_line(progress))
+
+    def line(self, text: str) -> None:
+        """Print one line at once."""
+        with self._lock:
+            self._stream.write(redactor.redact(text) + "\n")
+            self._stream.flush()
+
+
+def main() -> int:
+    """Run one request and return the exit status."""
+    output = Output(sys.stdout)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, _stop)
+    try:
+        raise_file_limit()
+        output.line(job.result_line(run(_read(sys.stdin), output.progress)))
+    except LobsterTrapError as error:
+        output.line(job.error_line(error))
+    except Stopped as stopped:
+        output.line(job.error_line(_was_stopped(stopped)))
+        _leave(1)  # threads may still wait for a store
+    except Exception as error:  # noqa: BLE001, RUF100 - one line, never a traceback
+        kind = type(error).__name__
+        broken = Permanent(f"the mover failed: {kind}", hint=_where(error))
+        output.line(job.error_line(broken))
+    else:
+        return 0
+    return 1
+
+
+def run(request: Mapping[str, Any], on_progress: job.OnProgress) -> dict[str, Any]:
+    """Do what a request says and return the result's fields."""
+    asked = _Request(request)
+    repo_for = _COMMANDS.get(asked.text("command"))
+    if repo_for is None:
+        raise InvalidInput(f"the mover has no command '{asked.text('command')}'")
+    with translated():
+        return repo_for(asked, on_progress)
+
+
+def _snapshot(asked: _Request, on_progress: job.OnProgress) -> dict[str, Any]:
+    started = time.monotonic()
+    consistency = asked.text("consistency", "stopped")
+    if consistency not in ("stopped", "live"):
+        raise InvalidInput(f"consistency is 'stopped' or 'live', not '{consistency}'")
+    repo = Repository.create(asked.store(), asked.key())
+    snapshot = take_snapshot(
+        repo,
+        agent=asked.text("agent"),
+        roots=asked.roots(),
+        owners=asked.owners(),
+        exclude=asked.exclude(),
+        consistency=consistency,  # type: ignore[arg-type]
+        tags=asked.texts("tags"),
+        cache_dir=asked.cache_dir(),
+        on_progress=on_progress,
+    )
+    return {
+        "snapshot": snapshot.id,
+        "tree_digest": snapshot.tree_digest,
+        "status": snapshot.status,
+        "warnings": list(snapshot.warnings),
+        "files": snapshot.files,
+        "bytes": snapshot.bytes,
+        "new_bytes": snapshot.new_bytes,
+        "uploaded_bytes": snapshot.uploaded_bytes,
+        "seconds": time.monotonic() - started,
+    }
+
+
+def _restore(asked: _Request, on_progress: job.OnProgress) -> dict[str, Any]:
+    repo = Repository.open(asked.store(), asked.key())
+    repo.use_cache(asked.cache_dir())
+    snapshot = repo.find(asked.text("snapshot"), asked.text("agent"))
+    result = restore(
+        repo,
+        snapshot,
+        roots=asked.roots(),
+        owners=asked.owners(),
+        delete_extra=asked.flag("delete_extra"),
+        on_progress=on_progress,
+    )
+    return {**asdict(result), "warnings": list(result.warnings), "verified": True}
+
+
+_COMMANDS: Mapping[str, Callable[[_Request, job.OnProgress], dict[str, Any]]]
+
+
+class _Request:
+    """The request's fields, each checked when it is asked for."""
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        self._fields = fields
+        version = fields.get("version")
+        if version != job.PROTOCOL_VERSION:
+            raise InvalidInput(
+                f"the mover speaks version {job.PROTOCOL_VERSION} of the protocol, "
+                f"not {version!r}",
+                hint="use the same version of lobster trap on both sides",
+            )
+
+    def text(self, name: str, default: str | None = None) -> str:
+        value = self._fields.get(name, default)
+        if not isinstance(value, str):
+            raise InvalidInput(f"the request's '{name}' is not a text")
+        return value
+
+    def flag(self, name: str) -> bool:
+        value = self._fields.get(name, False)
+        if not isinstance(value, bool):
+            raise InvalidInput(f"the request's '{name}' is not true or false")
+        return value
+
+    def texts(self, name: str) -> dict[str, str]:
+        values = self._fields.get(name) or {}
+        if not isinstance(values, dict) or not all(
+            isinstance(v, str) for v in values.values()
+        ):
+            raise InvalidInput(f"the request's '{name}' is not a map of texts")
+        return values
+
+    def roots(self) -> dict[str, Path]:
+        paths = {name: Path(path) for name, path in self.texts("volumes").items()}
+        if not paths or any("/" in name or not name for name in paths):
+            raise InvalidInput("the request's 'volumes' is not a map of names to paths")
+        return paths
+
+    def owners(self) -> Owners:
+        return Owners(local=self._owner("local_owner"), canonical=self._owner("owner"))
+
+    def _owner(self, name: str) -> tuple[int, int]:
+        match self._fields.get(name):
+            case [int(uid), int(gid)] if uid >= 0 and gid >= 0:
+                return uid, gid
+        raise InvalidInput(f"the request's '{name}' is not [uid, gid]")
+
+    def exclude(self) -> dict[str, list[str]]:
+        patterns = self._fields.get("exclude") or {}
+        if not isinstance(patterns, dict) or not all(
+            isinstance(of_one, list) and all(isinstance(p, str) for p in of_one)
+            for of_one in patterns.values()
+        ):
+            raise InvalidInput("the request's 'exclude' is not a map of lists")
+        return patterns
+
+    def key(self) -> SecretValue:
+        key = SecretValue(self.text("key"))
+        redactor.add(key)
+        return key
+
+    def store(self) -> ObjectStore:
+        from lobstertrap.stores import open_store  # noqa: PLC0415 - only when needed
+        from lobstertrap.stores.settings import StoreSettings  # noqa: PLC0415
+
+        fields = self._fields.get("store")
+        if not isinstance(fields, dict):
+            raise InvalidInput("the request's 'store' is not a map")
+        settings = StoreSettings.from_dict(fields)
+        for secret in (settings.secret_key, settings.session_token):
+            if secret is not None:
+                redactor.add(secret)
+        return open_store(settings)
+
+    def cache_dir(self) -> Path | None:
+        if not self.flag("cache"):
+            return None
+        from platformdirs import user_cache_path  # noqa: PLC0415 - only when needed
+
+        return user_cache_path("lobstertrap") / "repositories"
+
+
+_COMMANDS = {"snapshot": _snapshot, "restore": _restore}
+
+
+def _read(stream: TextIO) -> Mapping[str, Any]:
+    line = stream.readline(_MAX_REQUEST)
+    try:
+        request = json.loads(line)
+    except ValueError:
+        request = None
+    if not isinstance(request, dict):
+        raise InvalidInput("the mover's standard input is not one line of JSON")
+    return request
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    raise Stopped(signal.Signals(number).name)
+
+
+def _was_stopped(stopped: Stopped) -> LobsterTrapError:
+    return Unavailable(
+        f"the mover was stopped by {stopped}",
+        hint="run the same command again; nothing was lost",
+    )
+
+
+def _where(error: BaseException) -> str:
+    """Return the place of a bug without any value in it."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return "report this"
+    name = Path(trace.tb_frame.f_code.co_filename).name
+    return f"report this: {name} line {trace.tb_lineno}"
+
+
+def _leave(status: int) -> NoReturn:
+    sys.stdout.flush()
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""The local cache of immutable metadata objects: an accelerator and nothing more.
+
+It holds objects as they are in the store, encrypted and authenticated, named by their
+keys. What is damaged or of another repository fails to open and is fetched again.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection
+from pathlib import Path
+
+
+class ObjectCache:
+    """A directory of one repository; every failure of the disk is a miss."""
+
+    def __init__(self, directory: Path, repository_id: bytes) -> None:
+        self._directory = directory / repository_id.hex()
+
+    def get(self, key: str) -> bytes | None:
+        """Return the object's bytes, or None."""
+        try:
+            return self._path(key).read_bytes()
+        except OSError:
+            return None
+
+    def put(self, key: str, data: bytes) -> None:
+        """Remember an object."""
+        path = self._path(key)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            temporary.write_bytes(data)
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+
+    def drop(self, key: str) -> None:
+        """Forget an object."""
+        try:
+            self._path(key).unlink(missing_ok=True)
+        except OSError:
+            return
+
+    def keep_only(self, keys: Collection[str]) -> None:
+        """Forget every object that is not among `keys`."""
+        wanted = {self._path(key).name for key in keys}
+        try:
+            for path in self._directory.iterdir():
+                if path.name not in wanted:
+                    path.unlink(missing_ok=True)
+        except OSError:
+            return
+
+    def _path(self, key: str) -> Path:
+        return self._directory / key.replace("/", "_")

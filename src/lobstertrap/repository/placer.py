@@ -1,0 +1,70 @@
+"""The placer: puts one file at its name, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+
+from lobstertrap.repository.attributes import Attributes
+from lobstertrap.repository.directories import Directory, temporary_name
+from lobstertrap.repository.entry import SIZE, Row
+
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Target:
+    """A file that is being restored: a temporary name until everything is in it."""
+
+    __slots__ = ("complete", "directory", "handle", "name", "row", "temporary")
+
+    def __init__(self, row: Row, name: bytes, directory: Directory) -> None:
+        self.row = row
+        self.name = name
+        self.directory = directory.hold()
+        self.handle = -1
+        self.temporary = ""
+        self.complete = False
+        """All its pieces are planned."""
+
+    def open(self) -> None:
+        """Make the temporary file at its full size: what is not written is a hole."""
+        self.temporary = temporary_name()
+        self.handle = os.open(self.temporary, _NEW, 0o600, dir_fd=self.directory.handle)
+        os.ftruncate(self.handle, self.row[SIZE])
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Write a piece; pieces may come in any order and from several threads."""
+        while data:
+            count = os.pwrite(self.handle, data, offset)
+            data, offset = data[count:], offset + count
+
+    def finish(self, attributes: Attributes) -> None:
+        """Give the file its attributes and then its name."""
+        attributes.apply_new(self.handle, self.row)
+        os.close(self.handle)
+        self.handle = -1
+        parent = self.directory.handle
+        os.rename(self.temporary, self.name, src_dir_fd=parent, dst_dir_fd=parent)
+
+    def abandon(self) -> None:
+        """Remove the temporary file of a restore that failed."""
+        if self.handle >= 0:
+            os.close(self.handle)
+            self.handle = -1
+            os.unlink(self.temporary, dir_fd=self.directory.handle)
+
+
+def place_whole(target: Target, data: memoryview, attributes: Attributes) -> None:
+    """Write a file that is there in one piece."""
+    parent = target.directory.handle
+    temporary = temporary_name()
+    handle = os.open(temporary, _NEW, 0o600, dir_fd=parent)
+    try:
+        while data:
+            data = data[os.write(handle, data) :]
+        attributes.apply_new(handle, target.row)
+        os.rename(temporary, target.name, src_dir_fd=parent, dst_dir_fd=parent)
+    except BaseException:
+        os.unlink(temporary, dir_fd=parent)
+        raise
+    finally:
+        os.close(handle)

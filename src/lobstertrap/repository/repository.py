@@ -1,0 +1,245 @@
+"""A repository: the encrypted snapshots of any number of agents in one object store."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from lobstertrap.errors import (
+    Conflict,
+    IntegrityError,
+    InvalidInput,
+    NotFound,
+)
+from lobstertrap.redaction import SecretValue
+from lobstertrap.repository.blobs import BlobReader
+from lobstertrap.repository.cache import ObjectCache
+from lobstertrap.repository.crypto import Keys, open_object, seal_object
+from lobstertrap.repository.format import (
+    CONFIG_KEY,
+    INDEX_PREFIX,
+    KIND_INDEX,
+    KIND_SNAPSHOT,
+    MAX_INDEX,
+    MAX_SNAPSHOT,
+    SNAPSHOT_PREFIX,
+    Header,
+)
+from lobstertrap.repository.index import Index, IndexTable
+from lobstertrap.repository.slots import Config, ScryptCost, make_slot, parse_config
+from lobstertrap.repository.snapshot import Snapshot, SnapshotName, decode_snapshot
+from lobstertrap.repository.writer import BlobWriter
+from lobstertrap.stores.base import ObjectInfo, ObjectStore
+
+_MIN_PREFIX = 4
+_MIN_ID = 32
+_READERS = 8
+_T = TypeVar("_T")
+_U = TypeVar("_U")
+
+
+class Repository:
+    """The repository in `store`, opened with its keys; safe for several threads."""
+
+    def __init__(self, store: ObjectStore, keys: Keys) -> None:
+        self.store = store
+        self.keys = keys
+        self.cache: ObjectCache | None = None
+
+    @classmethod
+    def create(
+        cls,
+        store: ObjectStore,
+        passphrase: SecretValue,
+        *,
+        cost: ScryptCost | None = None,
+    ) -> Repository:
+        """Make a repository, or open the one that is there.
+
+        Of two processes that create at once one wins, and the other opens the winner's.
+        Raises `AccessDenied` when it exists and `passphrase` is not its key.
+        """
+        try:
+            return cls.open(store, passphrase)
+        except NotFound:
+            keys = Keys.from_master(secrets.token_bytes(32))
+        slot = make_slot(
+            keys.master, passphrase, cost or ScryptCost(), label="passphrase"
+        )
+        config = Config(id=keys.repository_id, slots=(slot,))
+        try:
+            store.put(CONFIG_KEY, config.encode(), if_absent=True)
+        except Conflict:
+            return cls.open(store, passphrase)
+        return cls(store, keys)
+
+    @classmethod
+    def open(cls, store: ObjectStore, passphrase: SecretValue) -> Repository:
+        """Open the repository; `NotFound` when there is none, `AccessDenied`."""
+        try:
+            data = store.get(CONFIG_KEY).data
+        except NotFound:
+            raise NotFound(
+                f"no repository at {store.url}",
+                hint="the first snapshot creates one; or check the store's url",
+            ) from None
+        return cls(store, Keys.from_master(parse_config(data).unlock(passphrase)))
+
+    @property
+    def id(self) -> str:
+        """32 hex digits."""
+        return self.keys.repository_id.hex()
+
+    def use_cache(self, directory: Path | None) -> None:
+        """Keep immutable metadata objects below `directory`; None for no cache."""
+        known = self.keys.repository_id
+        self.cache = ObjectCache(directory, known) if directory else None
+
+    # Snapshots
+
+    def snapshots(self, agent: str | None = None) -> list[Snapshot]:
+        """Return all snapshots (of `agent`), oldest first."""
+        return sorted(
+            _map(self.read_snapshot, self.snapshot_names(agent)),
+            key=lambda snapshot: (snapshot.created_at, snapshot.id),
+        )
+
+    def find(self, prefix: str, agent: str | None = None) -> Snapshot:
+        """Return the snapshot `latest`, or the one whose id starts with `prefix`.
+
+        Raises `NotFound`, and `InvalidInput` for one that is too short or ambiguous.
+        """
+        names = self.snapshot_names(agent)
+        whose = f" of agent '{agent}'" if agent else ""
+        if prefix == "latest":
+            if not names:
+                raise NotFound(f"no snapshot{whose}", hint="take one first")
+            return self.read_snapshot(names[-1])
+        if len(prefix) < _MIN_PREFIX:
+            raise InvalidInput(
+                f"snapshot id '{prefix}' is too short",
+                hint=f"give at least {_MIN_PREFIX} digits, or 'latest'",
+            )
+        found = [name for name in names if name.id.startswith(prefix.lower())]
+        if not found:
+            raise NotFound(
+                f"no snapshot '{prefix}'{whose}", hint="list the snapshots to see ids"
+            )
+        if len(found) > 1:
+            shown = ", ".join(sorted(name.id[:12] for name in found))
+            raise InvalidInput(
+                f"snapshot id '{prefix}' is ambiguous: {shown}",
+                hint="give more digits",
+            )
+        return self.read_snapshot(found[0])
+
+    def snapshot_names(self, agent: str | None = None) -> list[SnapshotName]:
+        """Return what names say, oldest first, without reading a manifest."""
+        tag = None if agent is None else self.keys.agent_tag(agent)
+        names = (SnapshotName.parse(i.key) for i in self.store.list(SNAPSHOT_PREFIX))
+        return sorted(
+            (name for name in names if name and tag in (None, name.tag)),
+            key=lambda name: (name.milliseconds, name.id),
+        )
+
+    def read_snapshot(self, name: SnapshotName) -> Snapshot:
+        """Read and decode one manifest."""
+        object_id = bytes.fromhex(name.id)
+        plain = self._read_object(name.key, KIND_SNAPSHOT, object_id, MAX_SNAPSHOT)
+        snapshot = decode_snapshot(plain, name.key)
+        if snapshot.id != name.id or self.keys.agent_tag(snapshot.agent) != name.tag:
+            raise IntegrityError(f"snapshot object '{name.key}' is not what it says")
+        return snapshot
+
+    def put_snapshot(self, snapshot: Snapshot) -> None:
+        """Make a snapshot visible; everything it needs is already stored."""
+        name = SnapshotName(
+            milliseconds=int(snapshot.created_at * 1000),
+            tag=self.keys.agent_tag(snapshot.agent),
+            id=snapshot.id,
+        )
+        header = Header(kind=KIND_SNAPSHOT, id=bytes.fromhex(snapshot.id))
+        pieces = seal_object(self.keys, header, snapshot.encode())
+        self.store.put(name.key, pieces, if_absent=True)
+        if self.cache:
+            self.cache.put(name.key, b"".join(pieces))
+
+    # Blobs
+
+    def load_index(self) -> Index:
+        """Read all index objects."""
+        return Index(self.load_index_tables().values())
+
+    def load_index_tables(self) -> dict[str, IndexTable]:
+        """Return the index objects that are in force, by key.
+
+        One that is listed but gone was replaced meanwhile: the list is read again.
+        """
+        for attempt in range(3):
+            listed = [*self.store.list(INDEX_PREFIX)]
+            try:
+                tables = _map(self._read_index, listed)
+            except NotFound:
+                if attempt == 2:  # noqa: PLR2004 - the last one
+                    raise
+                continue
+            found = dict(zip((info.key for info in listed), tables, strict=True))
+            old = {i for table in tables for i in table.replaces}
+            return {
+                key: table
+                for key, table in found.items()
+                if bytes.fromhex(key.removeprefix(INDEX_PREFIX)) not in old
+            }
+        raise AssertionError
+
+    def blob_reader(self, index: Index) -> BlobReader:
+        """Return a reader of blobs for one thread."""
+        return BlobReader(self.store, self.keys, index, self.cache)
+
+    def blob_writer(self, index: Index) -> BlobWriter:
+        """Return a writer of blobs for one thread."""
+        return BlobWriter(self.store, self.keys, index)
+
+    def _read_index(self, info: ObjectInfo) -> IndexTable:
+        try:
+            index_id = bytes.fromhex(info.key.removeprefix(INDEX_PREFIX))
+        except ValueError:
+            raise IntegrityError(f"'{info.key}' is not the name of an index") from None
+        if info.size > MAX_INDEX:
+            raise IntegrityError(f"index object '{info.key}' is too large")
+        plain = self._read_object(info.key, KIND_INDEX, index_id, MAX_INDEX)
+        try:
+            return IndexTable(plain)
+        except IntegrityError as error:
+            raise IntegrityError(f"'{info.key}': {error.message}") from None
+
+    def _read_object(
+        self, key: str, kind: bytes, object_id: bytes, limit: int
+    ) -> bytearray:
+        cached = self.cache.get(key) if self.cache else None
+        if cached is not None and self.cache:
+            try:
+                return open_object(
+                    self.keys, cached, kind=kind, object_id=object_id, key=key
+                )
+            except (IntegrityError, InvalidInput):
+                self.cache.drop(key)
+        data = self.store.get(key).data
+        if len(data) > limit:
+            raise IntegrityError(f"object '{key}' is too large")
+        plain = open_object(self.keys, data, kind=kind, object_id=object_id, key=key)
+        if self.cache:
+            self.cache.put(key, data)
+        return plain
+
+
+def _map(function: Callable[[_T], _U], items: Iterable[_T]) -> list[_U]:
+    """Apply `function` to all, several at once: each waits for the store."""
+    todo = list(items)
+    if len(todo) <= 1:
+        return [function(item) for item in todo]
+    with ThreadPoolExecutor(min(_READERS, len(todo)), "read") as pool:
+        return [*pool.map(function, todo)]

@@ -1,0 +1,210 @@
+"""The walk over a volume, in walk order, by handles that no link can divert."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from lobstertrap.errors import AccessDenied, InvalidInput, NotFound
+from lobstertrap.repository.entry import kept_xattr, shown
+from lobstertrap.repository.exclude import Exclude
+
+DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+GONE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE}
+
+
+class Found(NamedTuple):
+    """One name in the walk."""
+
+    path: bytes
+    """With the volume's name in front."""
+    name: str
+    parent: int
+    """Handle of the directory that holds it."""
+    stat: os.stat_result
+    handle: int
+    """Of a directory itself; -1 for everything else. Closed when the walk goes on."""
+
+
+OnGone = Callable[[bytes], None]
+
+
+def open_root(volume: str, root: Path) -> int:
+    """Return a handle of a volume's root directory; it may itself be a link."""
+    try:
+        return os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise NotFound(
+            f"volume '{volume}' does not exist at {root}",
+            hint="launch the agent first, or restore a snapshot",
+        ) from None
+    except NotADirectoryError:
+        raise InvalidInput(f"volume '{volume}' at {root} is not a directory") from None
+    except PermissionError:
+        raise unreadable(volume.encode()) from None
+
+
+def unreadable(path: bytes) -> AccessDenied:
+    """Return the error for something that the user may not read."""
+    return AccessDenied(
+        f"{shown(path)} is not readable",
+        hint="run as a user who may read it, or exclude it in the agent's spec",
+    )
+
+
+def walk(root: int, volume: str, exclude: Exclude, on_gone: OnGone) -> Iterator[Found]:
+    """Yield the root directory and everything below it, in walk order.
+
+    What vanishes meanwhile is passed to `on_gone`. Raises `AccessDenied` for a
+    directory that cannot be read: left out silently, a migration would lose it.
+    """
+    base = volume.encode()
+    yield Found(base, ".", root, os.fstat(root), root)
+    stack = [(_listing(root, base), base + b"/", root)]
+    skip = len(base) + 1
+    try:
+        while stack:
+            listing, prefix, parent = stack[-1]
+            for found in _names(
+                listing, prefix, parent, on_gone=on_gone, exclude=exclude, skip=skip
+            ):
+                if found.handle >= 0:
+                    stack.append((iter(()), found.path + b"/", found.handle))
+                    names = _listing(found.handle, found.path)
+                    stack[-1] = (names, found.path + b"/", found.handle)
+                    yield found
+                    break
+                yield found
+            else:
+                stack.pop()
+                if parent != root:
+                    os.close(parent)
+    finally:
+        for _, _, handle in stack:
+            if handle != root:
+                os.close(handle)
+
+
+def _names(
+    listing: Iterator[tuple[bytes, os.DirEntry[str]]],
+    prefix: bytes,
+    parent: int,
+    *,
+    on_gone: OnGone,
+    exclude: Exclude,
+    skip: int,
+) -> Iterator[Found]:
+    excluding = bool(exclude)
+    for raw, item in listing:
+        path = prefix + raw
+        try:
+            status = item.stat(follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in GONE:
+                raise unreadable(path) from error
+            on_gone(path)
+            continue
+        directory = stat.S_ISDIR(status.st_mode)
+        if excluding and exclude.matches(path[skip:], directory=directory):
+            continue
+        if not directory:
+            yield Found(path, item.name, parent, status, -1)
+        elif not _belongs_to_file_system(path[skip:], status):
+            handle = _open_directory(item.name, parent, path, on_gone)
+            if handle >= 0:
+                yield Found(path, item.name, parent, os.fstat(handle), handle)
+
+
+def _open_directory(name: str, parent: int, path: bytes, on_gone: OnGone) -> int:
+    try:
+        return os.open(name, DIRECTORY_FLAGS, dir_fd=parent)
+    except PermissionError:
+        raise unreadable(path) from None
+    except OSError as error:
+        if error.errno not in GONE:
+            raise
+        on_gone(path)
+        return -1
+
+
+def _listing(handle: int, path: bytes) -> Iterator[tuple[bytes, os.DirEntry[str]]]:
+    try:
+        with os.scandir(handle) as entries:
+            names = {os.fsencode(entry.name): entry for entry in entries}
+    except PermissionError:
+        raise unreadable(path) from None
+    return iter(sorted(names.items()))
+
+
+def _belongs_to_file_system(relative: bytes, status: os.stat_result) -> bool:
+    """Say whether this is ext4's own `lost+found`, which no agent's data is in."""
+    return (
+        relative == b"lost+found"
+        and status.st_uid == 0
+        and stat.S_IMODE(status.st_mode) == stat.S_IRWXU
+    )
+
+
+def read_xattrs(target: int | str) -> tuple[tuple[bytes, bytes], ...] | None:
+    """Return the extended attributes that belong to the data, sorted; None for none."""
+    try:
+        names = os.listxattr(target)
+    except OSError as error:
+        if error.errno in (errno.ENOTSUP, errno.EPERM, errno.ENODATA):
+            return None
+        raise
+    if not names:
+        return None
+    kept = sorted(raw for name in names if kept_xattr(raw := os.fsencode(name)))
+    pairs = []
+    for raw in kept:
+        try:
+            pairs.append((raw, os.getxattr(target, raw)))
+        except OSError as error:
+            if error.errno != errno.ENODATA:  # removed meanwhile
+                raise
+    return tuple(pairs) or None
+
+
+def data_extents(handle: int, size: int) -> list[tuple[int, int]]:
+    """Return (start, end) of what is not a hole."""
+    extents = []
+    position = 0
+    while position < size:
+        try:
+            start = os.lseek(handle, position, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                break
+            if error.errno == errno.EINVAL:  # a file system without holes
+                return [(0, size)]
+            raise
+        end = min(os.lseek(handle, start, os.SEEK_HOLE), size)
+        if start >= size:
+            break
+        extents.append((start, end))
+        position = end
+    return extents
+
+
+def open_roots(roots: Mapping[str, Path]) -> dict[str, int]:
+    """Return handles by volume, in walk order; closes all of them when one fails."""
+    handles: dict[str, int] = {}
+    try:
+        for volume in sorted(roots, key=str.encode):
+            handles[volume] = open_root(volume, Path(roots[volume]))
+    except BaseException:
+        close_all(handles)
+        raise
+    return handles
+
+
+def close_all(handles: Mapping[str, int]) -> None:
+    """Close handles that `open_roots` returned."""
+    for handle in handles.values():
+        os.close(handle)

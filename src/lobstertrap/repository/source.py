@@ -1,0 +1,191 @@
+"""How one file system object becomes a row, and how a file's content is read."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat as st
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from lobstertrap.repository.chunker import WHOLE, Chunker
+from lobstertrap.repository.digest import ContentDigest, content_digest
+from lobstertrap.repository.entry import (
+    BLOCK_DEVICE,
+    CHARACTER_DEVICE,
+    DIRECTORY,
+    FIFO,
+    SYMLINK,
+    Row,
+)
+from lobstertrap.repository.scan import (
+    FILE_FLAGS,
+    GONE,
+    Found,
+    data_extents,
+    read_xattrs,
+    unreadable,
+)
+from lobstertrap.repository.snapshot import Owners
+
+MAX_HOLE_ITEM = 1 << 31
+_LINK_MODE = 0o777
+
+
+def common_fields(
+    found: Found, kind: int, owners: Owners, xattrs: object, status: os.stat_result
+) -> tuple[Any, ...]:
+    """Return the first seven fields of a row."""
+    uid, gid = owners.swap(status.st_uid, status.st_gid)
+    mode = _LINK_MODE if kind == SYMLINK else status.st_mode & 0o7777
+    return (found.path, kind, mode, uid, gid, status.st_mtime_ns, xattrs)
+
+
+def special_row(found: Found, owners: Owners) -> Row | None:
+    """Return the row of anything but a regular file; None for a socket.
+
+    Raises `OSError` when it vanished meanwhile.
+    """
+    mode = found.stat.st_mode
+    if st.S_ISDIR(mode):
+        xattrs = read_xattrs(found.handle)
+        return common_fields(found, DIRECTORY, owners, xattrs, found.stat)
+    if st.S_ISLNK(mode):
+        target = os.fsencode(os.readlink(found.name, dir_fd=found.parent))
+        return (*common_fields(found, SYMLINK, owners, None, found.stat), target)
+    if st.S_ISFIFO(mode):
+        return common_fields(found, FIFO, owners, _by_path(found), found.stat)
+    if st.S_ISCHR(mode) or st.S_ISBLK(mode):
+        kind = CHARACTER_DEVICE if st.S_ISCHR(mode) else BLOCK_DEVICE
+        device = found.stat.st_rdev
+        common = common_fields(found, kind, owners, _by_path(found), found.stat)
+        return (*common, os.major(device), os.minor(device))
+    return None
+
+
+def _by_path(found: Found) -> object:
+    # A fifo or a device must not be opened: that can block or do something.
+    return read_xattrs(f"/proc/self/fd/{found.parent}/{found.name}")
+
+
+def open_file(found: Found) -> int:
+    """Open a regular file for reading; -1 when it is gone or no file any more."""
+    try:
+        return os.open(found.name, FILE_FLAGS, dir_fd=found.parent)
+    except PermissionError:
+        raise unreadable(found.path) from None
+    except OSError as error:
+        if error.errno in GONE or error.errno == errno.ENXIO:  # now a socket
+            return -1
+        raise
+
+
+def same_version(a: os.stat_result, b: os.stat_result) -> bool:
+    """Say whether a file was left alone between two looks at it."""
+    return (
+        a.st_mtime_ns == b.st_mtime_ns
+        and a.st_ctime_ns == b.st_ctime_ns
+        and a.st_size == b.st_size
+        and a.st_ino == b.st_ino
+        and a.st_dev == b.st_dev
+    )
+
+
+@dataclass(slots=True)
+class Reading:
+    """What one reading of a file found."""
+
+    size: int
+    digest: bytes
+
+
+def read_small(handle: int, size: int) -> bytes:
+    """Return up to `size` bytes, and one more when the file has grown."""
+    data = os.read(handle, size + 1)
+    if len(data) < size:  # a short read, or the file has shrunk
+        while more := os.read(handle, size + 1 - len(data)):
+            data += more
+    return data
+
+
+def read_large(
+    handle: int,
+    status: os.stat_result,
+    chunker: Chunker,
+    on_chunk: Callable[[memoryview], None],
+    on_hole: Callable[[int], None],
+) -> Reading:
+    """Read a file by its data extents; chunks and holes are passed on in order."""
+    digest = ContentDigest()
+    size = status.st_size
+    sparse = status.st_blocks * 512 < size
+    extents = data_extents(handle, size) if sparse else [(0, size)]
+    position = 0
+    for start, end in extents:
+        _hole(digest, start - position, on_hole)
+        position = start
+        for chunk in chunker.chunks(_reader(handle, start, end), digest.update):
+            on_chunk(chunk)
+            position += len(chunk)
+        if position < end:  # it has shrunk
+            return Reading(position, digest.finish())
+    _hole(digest, size - position, on_hole)
+    return Reading(size, digest.finish())
+
+
+def digest_file(handle: int, status: os.stat_result, buffer: memoryview) -> Reading:
+    """Return size and content digest of an open file, holes not read."""
+    size = status.st_size
+    if size <= WHOLE:
+        data = read_small(handle, size)
+        return Reading(len(data), content_digest(data))
+    digest = ContentDigest()
+    sparse = status.st_blocks * 512 < size
+    position = 0
+    for start, end in data_extents(handle, size) if sparse else [(0, size)]:
+        digest.zeros(start - position)
+        position = start
+        for piece in _pieces(handle, start, end, buffer):
+            digest.update(piece)
+            position += len(piece)
+        if position < end:
+            return Reading(position, digest.finish())
+    digest.zeros(size - position)
+    return Reading(size, digest.finish())
+
+
+def _pieces(
+    handle: int, start: int, end: int, buffer: memoryview
+) -> Iterator[memoryview]:
+    position = start
+    while position < end:
+        view = buffer[: min(len(buffer), end - position)]
+        count = os.preadv(handle, [view], position)
+        if count == 0:
+            return
+        yield view[:count]
+        position += count
+
+
+def _reader(handle: int, start: int, end: int) -> Callable[[memoryview], int]:
+    position = start
+
+    def read_into(view: memoryview) -> int:
+        nonlocal position
+        left = end - position
+        if left <= 0:
+            return 0
+        count = os.preadv(handle, [view[:left]], position)
+        position += count
+        return count
+
+    return read_into
+
+
+def _hole(digest: ContentDigest, length: int, on_hole: Callable[[int], None]) -> None:
+    digest.zeros(length)
+    while length > 0:
+        step = min(length, MAX_HOLE_ITEM)
+        on_hole(step)
+        length -= step

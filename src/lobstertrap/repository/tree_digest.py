@@ -1,0 +1,100 @@
+"""The tree digest of what is on a disk, without any repository."""
+
+from __future__ import annotations
+
+import os
+import stat as st
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from lobstertrap.errors import IntegrityError
+from lobstertrap.repository.digest import tree_digest_of
+from lobstertrap.repository.entry import FILE, HARD_LINK, Row, shown
+from lobstertrap.repository.exclude import Exclude
+from lobstertrap.repository.scan import (
+    Found,
+    close_all,
+    open_roots,
+    read_xattrs,
+    walk,
+)
+from lobstertrap.repository.snapshot import Owners
+from lobstertrap.repository.source import (
+    common_fields,
+    digest_file,
+    open_file,
+    special_row,
+)
+
+Excludes = Mapping[str, Sequence[str]]
+
+
+def tree_digest(
+    roots: Mapping[str, Path], owners: Owners, exclude: Excludes | None = None
+) -> str:
+    """Return the 64 hex digits that a snapshot of `roots` would have.
+
+    Everything is read. Raises `IntegrityError` when something changes meanwhile.
+    """
+    handles = open_roots(roots)
+    try:
+        return tree_digest_of(_rows(handles, owners, exclude or {})).hex()
+    finally:
+        close_all(handles)
+
+
+def _rows(
+    handles: Mapping[str, int], owners: Owners, exclude: Excludes
+) -> Iterator[Row]:
+    buffer = memoryview(bytearray(1 << 20))
+    for volume, root in handles.items():
+        first: dict[tuple[int, int], Row] = {}
+        patterns = Exclude(exclude.get(volume, ()))
+        for found in walk(root, volume, patterns, _vanished):
+            row = disk_row(found, owners, first, buffer)
+            if row is not None:
+                yield row
+
+
+def disk_row(
+    found: Found, owners: Owners, first: dict[tuple[int, int], Row], buffer: memoryview
+) -> Row | None:
+    """Return the row of what was found, read from the disk; None for a socket.
+
+    `first` remembers files with several names.
+    """
+    if not st.S_ISREG(found.stat.st_mode):
+        return special_row(found, owners)
+    linked = found.stat.st_nlink > 1
+    inode = (found.stat.st_dev, found.stat.st_ino)
+    if linked and inode in first:
+        return link_row(found.path, first[inode])
+    row = _file_row(found, owners, buffer)
+    if linked:
+        first[inode] = row
+    return row
+
+
+def link_row(path: bytes, first: Row) -> Row:
+    """Return the row of one more name of the file in `first`."""
+    return (path, HARD_LINK, *first[2:7], first[0])
+
+
+def _file_row(found: Found, owners: Owners, buffer: memoryview) -> Row:
+    handle = open_file(found)
+    if handle < 0:
+        _vanished(found.path)
+
+    try:
+        reading = digest_file(handle, found.stat, buffer)
+        xattrs = read_xattrs(handle)
+        if reading.size != os.fstat(handle).st_size:
+            raise IntegrityError(f"{shown(found.path)} changed while it was read")
+    finally:
+        os.close(handle)
+    common = common_fields(found, FILE, owners, xattrs, found.stat)
+    return (*common, reading.size, reading.digest)
+
+
+def _vanished(path: bytes) -> None:
+    raise IntegrityError(f"{shown(path)} vanished while it was read")
