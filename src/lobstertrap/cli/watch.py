@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 LINE_INTERVAL = 2.0
 """Seconds between two lines where there is no terminal."""
 
+_MOVING = {"read", "fetch", "write", "verify"}
+"""The phases in which a rate means something."""
+
 _NARROW = 60
 """Columns below which a bar leaves no room for the words beside it."""
 
@@ -45,14 +48,17 @@ class Lines:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._began: dict[tuple[str, str], float] = {}
+        self._phases: dict[str, tuple[str, int, float]] = {}
         self._last: float | None = None
 
     def __call__(self, label: str, done: Progress) -> None:
         """Take one report; most of them print nothing."""
         with self._lock:
             now = self._clock()
-            began = self._began.setdefault((label, done.phase), now)
+            phase, before, began = self._phases.get(label, ("", 0, now))
+            if phase != done.phase or done.done_bytes < before:
+                began = now
+            self._phases[label] = (done.phase, done.done_bytes, began)
             if self._last is not None and now - self._last < LINE_INTERVAL:
                 return
             self._last = now
@@ -65,7 +71,8 @@ def describe(label: str, done: Progress, seconds: float) -> str:
     if done.total_bytes:
         share = min(done.done_bytes / done.total_bytes, 1.0)
         parts[0] += f" of {size(done.total_bytes)} ({share:.0%})"
-    rate = done.done_bytes / seconds if seconds > 0 else 0.0
+    moving = done.phase in _MOVING and seconds > 0
+    rate = done.done_bytes / seconds if moving else 0.0
     if rate > 0:
         parts.append(f"{size(rate)}/s")
         left = max((done.total_bytes or 0) - done.done_bytes, 0)
@@ -74,7 +81,7 @@ def describe(label: str, done: Progress, seconds: float) -> str:
 
 
 class Bars:
-    """Draws one bar for each step and phase, with bytes, rate and time left."""
+    """Draws one bar for each step, with the phase, bytes, rate and time left."""
 
     def __init__(self) -> None:
         from rich.console import Console  # noqa: PLC0415 - rich only on a terminal
@@ -83,24 +90,30 @@ class Bars:
         console = Console(file=sys.stderr, highlight=False, markup=False)
         columns = _columns(narrow=console.width < _NARROW)
         self._bars: RichProgress = RichProgress(*columns, console=console)
-        self._tasks: dict[tuple[str, str], TaskID] = {}
+        self._tasks: dict[str, tuple[TaskID, Progress]] = {}
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         self._bars.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:  # it is done, also where the last report came before the end
+            for task, done in self._tasks.values():
+                total = done.total_bytes or done.done_bytes or 1
+                self._bars.update(task, total=total, completed=total)
         self._bars.stop()
 
     def __call__(self, label: str, done: Progress) -> None:
-        """Move the bar of this step and phase."""
+        """Move the bar of this step; a new phase starts it again."""
         with self._lock:
-            task = self._tasks.get((label, done.phase))
-            if task is None:
-                text = printable(f"{label}: {done.phase}")
-                task = self._bars.add_task(text, total=None)
-                self._tasks[label, done.phase] = task
+            known = self._tasks.get(label)
+            task = known[0] if known else self._bars.add_task("", total=None)
+            before = known[1] if known else None
+            self._tasks[label] = (task, done)
+        if before is None or before.phase != done.phase:
+            text = printable(f"{label}: {done.phase}")
+            self._bars.reset(task, description=text)
         self._bars.update(task, completed=done.done_bytes, total=done.total_bytes)
 
 
