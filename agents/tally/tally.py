@@ -355,8 +355,8 @@ def main() -> NoReturn:
         agent = Agent(address, root, token)
     except (OSError, sqlite3.Error) as error:
         give_up(1, f"cannot start on {address[0]}:{address[1]} in {root}: {error}")
-    threading.Thread(target=agent.serve_forever, args=(0.05,), daemon=True).start()
     print(f"tally: ready on port {agent.server_port}, epoch {agent.epoch}", flush=True)
+    threading.Thread(target=agent.serve_forever, args=(0.05,), daemon=True).start()
     stop.wait()
     print("tally: stopping", flush=True)
     agent.shutdown()

@@ -25,6 +25,7 @@ from lobstertrap.errors import (
 )
 from lobstertrap.job import MoverJob
 from lobstertrap.redaction import SecretValue
+from lobstertrap.repository import Repository
 from lobstertrap.stores import StoreSettings, open_store
 from lobstertrap.targets.base import AgentStatus, Fence, LogSource, Target
 from lobstertrap.targets.fake import FakeTarget, World
@@ -103,8 +104,6 @@ def client(target: Target, agent: AgentSpec) -> TallyClient:
 
 
 def make_repository(place: Place) -> None:
-    from lobstertrap.repository import Repository  # noqa: PLC0415
-
     Repository.create(open_store(place.store), SecretValue(KEY))
 
 
@@ -358,7 +357,11 @@ def test_the_log_has_what_the_agent_printed(
     launch(target, agent, epoch=9)
     ready(target, agent)
 
-    lines = list(target.logs(agent))
+    lines: list[str] = []
+    for _ in range(100):
+        if lines := list(target.logs(agent)):
+            break
+        time.sleep(0.05)  # it is on its way through a pipe
     last = list(target.logs(agent, lines=1))
 
     assert any("epoch 9" in line for line in lines)

@@ -76,7 +76,8 @@ class HostTarget:
         machine = platform.machine()
         with self._translated(f"target '{self._name}':"):
             there = next(p for p in (self._root, *self._root.parents) if p.exists())
-            if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            writable = os.access(there, os.W_OK | os.X_OK, effective_ids=True)
+            if not (there.is_dir() and writable):
                 raise AccessDenied(
                     f"target '{self._name}': {there} is not a directory to write to",
                     hint="choose another root in lobstertrap.toml, or change its owner",
@@ -190,9 +191,8 @@ class HostTarget:
                     f"{about} it runs, so its volumes are not written",
                     hint="stop the agent first",
                 )
-            self._fence(agent).admit_restore(
-                None if reads else job.request.get("epoch")
-            )
+            if not reads:
+                self._fence(agent).admit_restore(job.request.get("turn"))
             for path in paths.values():
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
             request = job.to_json(
