@@ -131,6 +131,17 @@ def test_an_agent_that_was_never_launched_says_so():
     (row,) = agent_rows(seen(None, laptop=ABSENT))
 
     assert (row.state, row.target, row.epoch) == ("never launched", None, None)
+    (held,) = agent_rows(seen(AgentRecord(agent="ada"), laptop=ABSENT))
+    assert held.state == "never launched"
+
+
+def test_an_agent_that_was_removed_still_shows_its_snapshot():
+    removed = replace(RECORD, target=None, state="stopped")
+
+    (row,) = agent_rows(seen(removed, laptop=ABSENT))
+
+    assert (row.state, row.epoch, row.snapshot) == ("removed", 7, "abcd")
+    assert row.snapshot_at == 1000.0
 
 
 def test_without_the_store_what_targets_show_is_still_there():

@@ -20,7 +20,10 @@ EPILOG = (
     "3 refused because it would be unsafe, 130 interrupted."
 )
 
-_INTERRUPTED = 128 + signal.SIGINT
+_ENDED = {
+    128 + signal.SIGINT: "interrupted",
+    128 + signal.SIGTERM: "ended by SIGTERM",
+}
 
 app = typer.Typer(
     name="lobstertrap",
@@ -77,8 +80,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         app(args=arguments, prog_name="lobstertrap", obj=said)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        if code == _INTERRUPTED and not said["endless"]:
-            _to_stderr("interrupted\nhint: run the same command again to go on")
+        if code in _ENDED and not said["endless"]:
+            _to_stderr(f"{_ENDED[code]}\nhint: run the same command again to go on")
         return code
     except Exception as error:
         return explain(error, debug=said["debug"], as_json=said["json"])

@@ -38,3 +38,5 @@ def migrate(
     check_first(agent, *([to] if to is not None else []))
     result = run_flow(context, "migrate_agent", agent=agent, to=to, abort=abort)
     print_result(result, as_json=as_json)
+    if abort and not as_json and not result.get("rolled_back_to"):
+        typer.echo("no migration was open", err=True)

@@ -30,7 +30,7 @@ class AgentRow:
     agent: str
     target: str | None
     state: str
-    """`running`, `stopped`, `absent`, `never launched`, or `unknown`."""
+    """`running`, `stopped`, `absent`, `removed`, `never launched`, or `unknown`."""
     healthy: bool | None = None
     epoch: int | None = None
     should_be: str | None = None
@@ -101,9 +101,7 @@ def _at_home(found: Survey, agent: str) -> AgentRow:
     record = found.records.get(agent)
     home = record.target if record else None
     if record is None or home is None:
-        never = "never launched" if agent in found.records else "unknown"
-        notes = tuple(_operations(record)) if record else ()
-        return AgentRow(agent=agent, target=None, state=never, notes=notes)
+        return _homeless(found, agent, record)
     status = found.shown.get(home, {}).get(agent)
     return AgentRow(
         agent=agent,
@@ -120,6 +118,22 @@ def _at_home(found: Survey, agent: str) -> AgentRow:
             *_operations(record),
             *_left_behind(found, agent, home),
         ),
+    )
+
+
+def _homeless(found: Survey, agent: str, record: AgentRecord | None) -> AgentRow:
+    if record is None or record.epoch == 0:
+        state = "never launched" if agent in found.records else "unknown"
+    else:
+        state = "removed"
+    return AgentRow(
+        agent=agent,
+        target=None,
+        state=state,
+        epoch=record.epoch if record else None,
+        snapshot=record.snapshot if record else None,
+        snapshot_at=found.taken.get(agent),
+        notes=tuple(_operations(record)) if record else (),
     )
 
 
