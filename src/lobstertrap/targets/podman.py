@@ -14,11 +14,10 @@ from typing import Any
 from lobstertrap.agent import AgentSpec
 from lobstertrap.errors import (
     Conflict,
-    InvalidInput,
     LobsterTrapError,
     NotFound,
+    Permanent,
     Refused,
-    SecretMissing,
     Transient,
     Unhealthy,
 )
@@ -27,12 +26,18 @@ from lobstertrap.job import MoverJob, OnProgress
 from lobstertrap.targets import podman_spec as spec
 from lobstertrap.targets.base import AgentStatus, Secrets, TargetInfo
 from lobstertrap.targets.podman_api import PodmanApi, frames, lines
+from lobstertrap.targets.podman_fence import PodmanFence
 from lobstertrap.targets.podman_images import Images
 from lobstertrap.targets.podman_mover import Movers
-from lobstertrap.targets.podman_status import agent_status, is_running, is_settled
+from lobstertrap.targets.podman_secrets import BoundSecrets
+from lobstertrap.targets.podman_status import (
+    agent_status,
+    is_running,
+    is_settled,
+    never_started,
+)
 
 _SETTLE_SECONDS = 5.0
-_LARGEST_SECRET = 512_000  # bytes; Podman's own limit
 
 
 class PodmanTarget:
@@ -60,6 +65,7 @@ class PodmanTarget:
         self._name = name
         self._build_args = dict(build_args)
         self._api = PodmanApi(name, url, identity=identity)
+        self._secrets = BoundSecrets(api=self._api, target=name)
         self._images = Images(api=self._api, target=name, build_args=self._build_args)
 
     @property
@@ -90,48 +96,41 @@ class PodmanTarget:
 
     def bind_secrets(self, agent: AgentSpec, secrets: Secrets) -> None:
         """Keep the values as Podman secrets. See `Target`."""
-        own = [n for n, ref in agent.secrets.items() if ref.source != "target"]
-        missing = [f"{n} ({agent.secrets[n]})" for n in own if n not in secrets]
-        self._refuse_missing(agent, [*missing, *self._absent_on_target(agent)])
-        values = {name: secrets[name].reveal().encode() for name in own}
-        wrong = [n for n, v in values.items() if not 0 < len(v) <= _LARGEST_SECRET]
-        if wrong:
-            raise InvalidInput(
-                f"agent '{agent.name}': secret {', '.join(wrong)} is empty or larger "
-                f"than {_LARGEST_SECRET} bytes"
-            )
-        for name in self._secrets_of(agent):
-            self._api.delete(f"/secrets/{name}")
-        for name, value in values.items():
-            secret = spec.secret_name(agent, name)
-            self._api.post("/secrets/create", data=value, name=secret)
+        self._secrets.bind(agent, secrets)
 
     def launch(
         self, agent: AgentSpec, *, epoch: int, image: str, secrets: Secrets
     ) -> None:
-        """Run the agent in a new container under `epoch`. See `Target`."""
+        """Run the agent in a new container under `epoch`. See `Target`.
+
+        The container is made before the fence is asked: whoever raised the fence too
+        late for this launch finds the container, and removes it before it can start.
+        """
         del secrets  # bound before, so that they are not in the request
         found = self._container(agent)
         if found is not None and is_running(found):
-            if found["Config"]["Labels"].get(spec.EPOCH) == str(epoch):
-                return
-            raise Refused(
-                f"agent '{agent.name}' already runs on '{self._name}' under epoch "
-                f"{found['Config']['Labels'].get(spec.EPOCH)}",
-                hint=f"lobstertrap stop {agent.name}",
-            )
+            _require_epoch(agent, found, epoch, self._name)
+            return
+        self._fence(agent).admit_launch(epoch)
         request = spec.container_spec(
             agent,
             epoch=epoch,
             image=image,
-            secrets=self._bound_secrets(agent),
+            secrets=self._secrets.names(agent),
             limits=self._engine.limits,
             target=self._name,
         )
+        self._movers.refuse_busy(agent)
         self._ensure_volumes(agent)
-        self._delete_container(agent)
-        self._api.post("/containers/create", request)
-        self._start(agent)
+        if found is not None:
+            self._delete_container(found["Id"])
+        made = self._api.post("/containers/create", request)["Id"]
+        try:
+            self._fence(agent).admit_launch(epoch)
+            self._start(agent, made)
+        except Permanent:
+            self._delete_container(made)
+            raise
 
     def stop(self, agent: AgentSpec) -> None:
         """Stop the container and prove it. See `Target`."""
@@ -166,6 +165,8 @@ class PodmanTarget:
     ) -> dict[str, Any]:
         """Run the mover beside the volumes. See `Target`."""
         if job.command == "restore":
+            self._fence(agent).admit_restore(job.request.get("turn"))
+            self._refuse_running(agent)
             self._ensure_volumes(agent)
         here = {volume["Labels"][spec.VOLUME] for volume in self._volumes(agent)}
         absent = [name for name in job.volumes if name not in here]
@@ -179,18 +180,30 @@ class PodmanTarget:
 
     def remove(self, agent: AgentSpec, *, volumes: bool = False) -> None:
         """Remove the stopped container and the secrets. See `Target`."""
-        found = self._container(agent)
-        if found is not None and is_running(found):
-            raise Refused(
-                f"agent '{agent.name}' runs on '{self._name}'",
-                hint=f"lobstertrap stop {agent.name}",
-            )
-        self._delete_container(agent)
+        found = self._refuse_running(agent)
+        if found is not None:
+            self._delete_container(found["Id"])
         self._movers.end_stale(agent)
-        for name in self._secrets_of(agent):
-            self._api.delete(f"/secrets/{name}")
+        self._secrets.remove(agent)
         for volume in self._volumes(agent) if volumes else ():
             self._api.delete(f"/volumes/{volume['Name']}")
+
+    def fence(self, agent: AgentSpec, *, epoch: int, turn: int) -> None:
+        """Refuse what comes too late. See `Fence`.
+
+        A launch that passed the fence already has its container: if that has not been
+        started, it never will be. A mover that a killed command left is ended.
+        """
+        self._fence(agent).raise_to(epoch=epoch, turn=turn)
+        self._movers.end_stale(agent)
+        found = self._container(agent)
+        if found and never_started(found) and spec.epoch_of(found) <= epoch:
+            try:
+                self._delete_container(found["Id"])
+            except Permanent:
+                found = self._container(agent)
+                if found is not None and never_started(found):
+                    raise
 
     def logs(
         self, agent: AgentSpec, *, follow: bool = False, lines: int | None = None
@@ -236,6 +249,19 @@ class PodmanTarget:
             platform=self._engine.platform,
         )
 
+    def _fence(self, agent: AgentSpec) -> PodmanFence:
+        return PodmanFence(api=self._api, agent=agent.name, target=self._name)
+
+    def _refuse_running(self, agent: AgentSpec) -> Any | None:
+        """Return the stopped container, if any; `Refused` when it runs."""
+        found = self._container(agent)
+        if found is not None and is_running(found):
+            raise Refused(
+                f"agent '{agent.name}' runs on '{self._name}'",
+                hint=f"lobstertrap stop {agent.name}",
+            )
+        return found
+
     def _container(self, agent: AgentSpec) -> Any | None:
         """Return the agent's container; `Refused` when the name is somebody else's."""
         name = spec.container_name(agent)
@@ -247,17 +273,19 @@ class PodmanTarget:
             )
         return found
 
-    def _delete_container(self, agent: AgentSpec) -> None:
+    def _delete_container(self, identity: str) -> None:
         # Without force: one that runs after all is never removed here.
-        self._api.delete(f"/containers/{spec.container_name(agent)}", v=False)
+        self._api.delete(f"/containers/{identity}", v=False)
 
-    def _start(self, agent: AgentSpec) -> None:
+    def _start(self, agent: AgentSpec, identity: str) -> None:
         try:
-            self._api.post(f"/containers/{spec.container_name(agent)}/start")
-        except Transient:
-            raise
-        except LobsterTrapError as error:
-            self._delete_container(agent)
+            self._api.post(f"/containers/{identity}/start")
+        except NotFound as error:
+            raise Refused(
+                f"agent '{agent.name}' was fenced off on '{self._name}' meanwhile",
+                hint="look at `lobstertrap status`",
+            ) from error
+        except Permanent as error:
             raise _start_error(agent, self._name, error) from error
 
     def _stop_once(self, agent: AgentSpec, found: Mapping[str, Any]) -> None:
@@ -291,40 +319,6 @@ class PodmanTarget:
                 )
             request = spec.volume_spec(agent, volume.name, target=self._name)
             self._api.post("/volumes/create", request)
-
-    def _secrets_of(self, agent: AgentSpec) -> list[str]:
-        names = [s["Spec"]["Name"] for s in self._api.get("/secrets/json") or []]
-        return [name for name in names if spec.is_secret_of(agent, name)]
-
-    def _bound_secrets(self, agent: AgentSpec) -> dict[str, str]:
-        """Return the Podman secret's name by environment name; all are here."""
-        bound = set(self._secrets_of(agent))
-        names = {
-            env: ref.id if ref.source == "target" else spec.secret_name(agent, env)
-            for env, ref in agent.secrets.items()
-        }
-        unbound = [
-            f"{env} ({ref})"
-            for env, ref in agent.secrets.items()
-            if ref.source != "target" and names[env] not in bound
-        ]
-        self._refuse_missing(agent, [*unbound, *self._absent_on_target(agent)])
-        return names
-
-    def _absent_on_target(self, agent: AgentSpec) -> list[str]:
-        return [
-            f"{env} ({ref})"
-            for env, ref in agent.secrets.items()
-            if ref.source == "target" and not self._api.find(f"/secrets/{ref.id}/json")
-        ]
-
-    def _refuse_missing(self, agent: AgentSpec, missing: list[str]) -> None:
-        if missing:
-            raise SecretMissing(
-                f"agent '{agent.name}': secrets not on '{self._name}': "
-                + ", ".join(missing),
-                hint="there: podman secret create NAME FILE, for source target",
-            )
 
     def _read_logs(
         self, agent: AgentSpec, *, follow: bool, count: int | None
@@ -374,6 +368,17 @@ class _Engine:
 
 _engines: dict[str, _Engine] = {}
 """By URL: asking takes an engine 0.2 s, and a target is opened for every step."""
+
+
+def _require_epoch(
+    agent: AgentSpec, found: Mapping[str, Any], epoch: int, target: str
+) -> None:
+    if spec.epoch_of(found) != epoch:
+        raise Refused(
+            f"agent '{agent.name}' already runs on '{target}' under epoch "
+            f"{spec.epoch_of(found)}",
+            hint=f"lobstertrap stop {agent.name}",
+        )
 
 
 def _start_error(

@@ -10,12 +10,13 @@ name must appear here when the engine makes it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,46 @@ class Movers:
             return self._in_container(agent, job, on_progress, owner, here=here)
         paths = {name: self._mountpoint(agent, name) for name in job.volumes}
         request = job.to_json(paths, owner=owner)
-        return run_mover_child(request, on_progress, prefix=prefix)
+        # The child inherits the locks: as long as it lives, nobody else is let in.
+        with self._locked(paths.values(), shared=job.command == "snapshot") as locks:
+            return run_mover_child(request, on_progress, prefix=prefix, pass_fds=locks)
+
+    def refuse_busy(self, agent: AgentSpec) -> None:
+        """Raise `Unavailable` while a restore still writes, perhaps a forgotten one."""
+        found = self.api.find(f"/containers/{_name(agent)}/json")
+        if found and found["State"]["Running"] and _writes(found):
+            raise self._busy()
+        volumes = [volume_name(agent, volume.name) for volume in agent.volumes]
+        known = [self.api.find(f"/volumes/{name}/json") for name in volumes]
+        paths = [volume["Mountpoint"] for volume in known if volume]
+        if paths and is_here(self.api) and self._child_prefix() is not None:
+            with self._locked(paths, shared=True):
+                pass
+
+    @contextlib.contextmanager
+    def _locked(
+        self, mountpoints: Iterable[str], *, shared: bool
+    ) -> Iterator[list[int]]:
+        """Lock volumes of this machine against other movers, from any process."""
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        with contextlib.ExitStack() as stack:
+            locks = []
+            for mountpoint in mountpoints:
+                # The directory above the contents: it is no part of a snapshot.
+                lock = os.open(Path(mountpoint).parent, os.O_RDONLY)
+                stack.callback(os.close, lock)
+                try:
+                    fcntl.flock(lock, kind | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise self._busy() from error
+                locks.append(lock)
+            yield locks
+
+    def _busy(self) -> Unavailable:
+        return Unavailable(
+            f"target '{self.target}': another mover is at the volumes",
+            hint="wait for it to end, then run the same command again",
+        )
 
     def end_stale(self, agent: AgentSpec) -> None:
         """Remove what a killed command left: its mover, and the mover's request."""
@@ -255,6 +295,10 @@ def is_here(api: PodmanApi) -> bool:
         return os.path.lexists(made["Mountpoint"])
     finally:
         api.delete(f"/volumes/{name}", force=True)
+
+
+def _writes(found: Mapping[str, Any]) -> bool:
+    return any(mount["RW"] for mount in found["Mounts"] if mount["Type"] == "volume")
 
 
 def _name(agent: AgentSpec) -> str:

@@ -43,6 +43,12 @@ def is_secret_of(agent: AgentSpec, name: str) -> bool:
     return name.startswith(prefix) and "-" not in name.removeprefix(prefix)
 
 
+def epoch_of(found: Mapping[str, Any]) -> int:
+    """Return the epoch of an inspected container; 0 when it has none."""
+    text = (found["Config"].get("Labels") or {}).get(EPOCH, "")
+    return int(text) if text.isdigit() else 0
+
+
 def volume_spec(agent: AgentSpec, volume: str, *, target: str) -> dict[str, Any]:
     """Return the request that makes one volume, owned by the agent's user.
 

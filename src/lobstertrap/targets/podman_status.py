@@ -13,7 +13,7 @@ from lobstertrap.errors import LobsterTrapError
 from lobstertrap.targets.base import AgentStatus
 from lobstertrap.targets.health import probe
 from lobstertrap.targets.podman_api import PodmanApi, frames, lines
-from lobstertrap.targets.podman_spec import EPOCH, container_name
+from lobstertrap.targets.podman_spec import container_name, epoch_of
 
 _NEVER_STARTED = {"created", "configured", "initialized"}
 _ENDED = {"exited", "stopped"}
@@ -26,6 +26,11 @@ def is_running(found: Mapping[str, Any]) -> bool:
     state = found["State"]
     ended = state["Status"] in _NEVER_STARTED | _ENDED
     return bool(state.get("Running")) or not ended
+
+
+def never_started(found: Mapping[str, Any]) -> bool:
+    """Whether it was made, and nobody has started it yet."""
+    return not is_running(found) and found["State"]["Status"] in _NEVER_STARTED
 
 
 def is_settled(found: Mapping[str, Any]) -> bool:
@@ -49,10 +54,9 @@ def agent_status(
         healthy, detail = False, "paused"
     elif agent.health is not None:
         healthy, detail = _probe(api, agent, found, addresses)
-    epoch = found["Config"]["Labels"].get(EPOCH, "")
     return AgentStatus(
         phase="running" if running else "stopped",
-        epoch=int(epoch) if epoch.isdigit() else None,
+        epoch=epoch_of(found) or None,
         healthy=healthy,
         detail=detail,
         started_at=_seconds(found["State"].get("StartedAt", "")),
