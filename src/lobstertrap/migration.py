@@ -227,11 +227,11 @@ def commit(handle: AgentHandle, to: str) -> AgentRecord:
 def retire(handle: AgentHandle, target_name: str) -> None:
     """Remove the stopped instance and its secrets from a target; its volumes stay.
 
-    This only tidies up what can do no harm: a target that does not answer any more
-    does not turn what was done into a failure.
+    This only tidies up what can do no harm: whatever does not answer any more does not
+    turn what was done into a failure.
     """
-    handle.lease.check()
     try:
+        handle.lease.check()
         handle.target(target_name).remove(handle.spec, volumes=False)
     except LobsterTrapError as error:
         log.warning("could not tidy up '%s': %s", target_name, error)
