@@ -1,0 +1,1 @@
+"""A real single-node Kubernetes for tests: started in seconds, gone without a trace."""
