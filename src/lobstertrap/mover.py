@@ -11,10 +11,10 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TextIO
@@ -35,16 +35,11 @@ PROGRESS_INTERVAL = 0.2
 _MAX_REQUEST = 1 << 20
 
 
-class Stopped(BaseException):
-    """A signal asked the mover to end."""
-
-
 class Output:
     """The lines to standard output; progress only a few times a second."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._lock = threading.Lock()
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
         self._last: tuple[str, float] = ("", 0.0)
 
     def progress(self, progress: job.Progress) -> None:
@@ -57,25 +52,25 @@ class Output:
         self.line(job.progress_line(progress))
 
     def line(self, text: str) -> None:
-        """Print one line at once."""
-        with self._lock:
-            self._stream.write(redactor.redact(text) + "\n")
-            self._stream.flush()
+        """Print one line at once; when nobody reads any more, nobody waits: end."""
+        data = (redactor.redact(text) + "\n").encode()
+        try:
+            while data:
+                data = data[os.write(self._handle, data) :]
+        except BrokenPipeError:
+            os._exit(1)
 
 
 def main() -> int:
     """Run one request and return the exit status."""
-    output = Output(sys.stdout)
+    output = Output(sys.stdout.fileno())
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, _stop)
+        signal.signal(number, partial(_stop, output))
     try:
         raise_file_limit()
         output.line(job.result_line(run(_read(sys.stdin), output.progress)))
     except LobsterTrapError as error:
         output.line(job.error_line(error))
-    except Stopped as stopped:
-        output.line(job.error_line(_was_stopped(stopped)))
-        _leave(1)  # threads may still wait for a store
     except Exception as error:  # noqa: BLE001, RUF100 - one line, never a traceback
         kind = type(error).__name__
         broken = Permanent(f"the mover failed: {kind}", hint=_where(error))
@@ -240,15 +235,18 @@ def _read(stream: TextIO) -> Mapping[str, Any]:
     return request
 
 
-def _stop(number: int, _frame: FrameType | None) -> None:
-    raise Stopped(signal.Signals(number).name)
-
-
-def _was_stopped(stopped: Stopped) -> LobsterTrapError:
-    return Unavailable(
-        f"the mover was stopped by {stopped}",
-        hint="run the same command again; nothing was lost",
+def _stop(output: Output, number: int, _frame: FrameType | None) -> NoReturn:
+    # At once: threads may wait for a store, and whatever is left half-done is a
+    # temporary file or an object that nothing refers to.
+    output.line(
+        job.error_line(
+            Unavailable(
+                f"the mover was stopped by {signal.Signals(number).name}",
+                hint="run the same command again; nothing was lost",
+            )
+        )
     )
+    os._exit(1)
 
 
 def _where(error: BaseException) -> str:
@@ -260,11 +258,6 @@ def _where(error: BaseException) -> str:
         return "report this"
     name = Path(trace.tb_frame.f_code.co_filename).name
     return f"report this: {name} line {trace.tb_lineno}"
-
-
-def _leave(status: int) -> NoReturn:
-    sys.stdout.flush()
-    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -8,52 +8,30 @@ import socket
 import stat as st
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from lobstertrap.job import OnProgress, Progress
-from lobstertrap.repository.chunker import WHOLE, Chunker, assert_compiled
-from lobstertrap.repository.digest import content_digest
-from lobstertrap.repository.entry import (
-    DIRECTORY,
-    FILE,
-    SIZE,
-    TYPE,
-    Content,
-    Row,
-)
+from lobstertrap.repository.chunker import assert_compiled
+from lobstertrap.repository.entry import DIRECTORY, FILE, MTIME, SIZE, TYPE, Row
 from lobstertrap.repository.exclude import Exclude
-from lobstertrap.repository.format import CHUNKS, HOLE, ID_SIZE
+from lobstertrap.repository.format import ID_SIZE
+from lobstertrap.repository.live import LiveFiles
 from lobstertrap.repository.parent import Parent, find_parent
+from lobstertrap.repository.reading import FileReader, Reading
 from lobstertrap.repository.repository import Repository
-from lobstertrap.repository.scan import (
-    Found,
-    close_all,
-    open_roots,
-    read_xattrs,
-    walk,
-)
+from lobstertrap.repository.scan import Found, close_all, open_roots, walk
 from lobstertrap.repository.snapshot import Consistency, Owners, Snapshot
-from lobstertrap.repository.source import (
-    common_fields,
-    open_file,
-    read_large,
-    read_small,
-    same_version,
-    special_row,
-)
-from lobstertrap.repository.tree import Stat, TreeWriter, item
+from lobstertrap.repository.source import common_fields, special_row
+from lobstertrap.repository.system import translated
+from lobstertrap.repository.tree import Known, TreeWriter
 from lobstertrap.repository.tree_digest import link_row
 from lobstertrap.repository.warnings import Warnings
 from lobstertrap.repository.writer import BlobWriter
 
 Excludes = Mapping[str, Sequence[str]]
 
-RACY_NS = 2_000_000_000
-"""A file this fresh when it is read may change again within one tick of its ctime."""
-
-READINGS = 3
-"""How often a file that changes while it is read is read."""
-
+GONE_NOW = "vanished while it was read"
 _PROGRESS_FILES = 256
 
 
@@ -80,11 +58,12 @@ def take_snapshot(
     repo.use_cache(cache_dir)
     started = now()
     patterns = {volume: Exclude((exclude or {}).get(volume, ())) for volume in roots}
-    handles = open_roots(roots)
-    blobs = None
-    try:
+    with translated(), ExitStack() as stack:
+        handles = open_roots(roots)
+        stack.callback(close_all, handles)
         index = repo.load_index()
         blobs = repo.blob_writer(index)
+        stack.callback(blobs.close)
         places = {v: place_of(repo, handle) for v, handle in handles.items()}
         parent = find_parent(repo, index, agent, places, owners)
         archiver = _Archiver(
@@ -93,6 +72,7 @@ def take_snapshot(
             owners=owners,
             parent=parent,
             started=started,
+            consistency=consistency,
             on_progress=on_progress,
         )
         for volume, handle in handles.items():
@@ -122,10 +102,6 @@ def take_snapshot(
             owners=owners,
         )
         repo.put_snapshot(snapshot)
-    finally:
-        if blobs is not None:
-            blobs.close()
-        close_all(handles)
     return snapshot
 
 
@@ -148,148 +124,100 @@ class _Archiver:
         owners: Owners,
         parent: Parent,
         started: float,
+        consistency: Consistency,
         on_progress: OnProgress,
     ) -> None:
         self.tree = TreeWriter(blobs, repo.keys)
         self.warnings = Warnings()
         self.files = 0
         self.bytes = 0
-        self._chunk_id = repo.keys.chunk_id
-        self._blobs = blobs
         self._owners = owners
         self._parent = parent
-        self._trusted_before = int(started * 1e9) - RACY_NS
-        self._chunker = Chunker(repo.keys.chunker_seed)
         self._on_progress = on_progress
         self._first: dict[tuple[int, int], Row] = {}
+        self._reader = FileReader(
+            blobs,
+            self.tree,
+            repo.keys,
+            warnings=self.warnings,
+            started=started,
+            on_bytes=self._reading,
+        )
+        live = consistency == "live"
+        self._live = LiveFiles(self._reader, self.warnings) if live else None
 
-    def progress(self, phase: str) -> Progress:
+    def progress(self, phase: str, more: int = 0) -> Progress:
         """Return how far the run is."""
-        return Progress(phase=phase, done_bytes=self.bytes, done_files=self.files)
+        return Progress(
+            phase=phase, done_bytes=self.bytes + more, done_files=self.files
+        )
 
     def add_volume(self, volume: str, root: int, exclude: Exclude) -> None:
         """Read one volume."""
         self._first.clear()
-        vanished = self.warnings.adder("vanished while it was read")
-        for found in walk(root, volume, exclude, vanished):
-            self._add(found)
+        add, match = self._add, self._parent.match
+        for found in walk(root, volume, exclude, self.warnings.adder(GONE_NOW)):
+            add(found, match(found.path))
 
-    def _add(self, found: Found) -> None:
+    def _add(self, found: Found, known: Known | None) -> None:
         status = found.stat
-        regular = st.S_ISREG(status.st_mode)
-        linked = regular and status.st_nlink > 1
-        known = self._parent.match(found.path)
-        if known is not None and not linked:
-            ctime, inode = known.stat
+        if not st.S_ISREG(status.st_mode):
+            if known is not None and _unchanged(known, status):
+                self._keep(known)
+            else:
+                self._add_special(found)
+            return
+        inode = (status.st_dev, status.st_ino)
+        if status.st_nlink > 1 and inode in self._first:
+            row = link_row(found.path, self._first[inode])
+            self.tree.add(row, None, self._reader.stat(status), None)
+            self._count(row)
+            return
+        if known is not None and not (
+            known.row[TYPE] == FILE
+            and known.row[SIZE] == status.st_size
+            and _unchanged(known, status)
+        ):
+            known = None
+        if self._live is not None:
+            self._live.look(found, known)
+        held = self._live.take(found.path) if self._live else None
+        if known is not None and held is None:
+            self._keep(known)
             row = known.row
-            if (
-                ctime == status.st_ctime_ns
-                and inode == status.st_ino
-                and row[5] == status.st_mtime_ns
-                and (not regular or (row[TYPE] == FILE and row[SIZE] == status.st_size))
-            ):
-                self.tree.add(row, known.content, known.stat, known.group)
-                self._count(row)
-                return
-        if regular:
-            self._add_file(found, linked=linked)
         else:
-            self._add_special(found)
+            reading = held or self._reader.read(found)
+            if reading is None:
+                self.warnings.add(found.path, GONE_NOW)
+                return
+            row = self._add_file(found, reading)
+        if status.st_nlink > 1:
+            self._first[inode] = row
+
+    def _keep(self, known: Known) -> None:
+        self.tree.add(known.row, known.content, known.stat, known.group)
+        self._count(known.row)
+
+    def _add_file(self, found: Found, reading: Reading) -> Row:
+        common = common_fields(
+            found, FILE, self._owners, reading.xattrs, reading.status
+        )
+        row = (*common, reading.size, reading.digest)
+        self.tree.add(row, reading.content, reading.stat, None)
+        self._count(row)
+        return row
 
     def _add_special(self, found: Found) -> None:
         try:
             row = special_row(found, self._owners)
         except FileNotFoundError:
-            self.warnings.add(found.path, "vanished while it was read")
+            self.warnings.add(found.path, GONE_NOW)
             return
         if row is None:
             self.warnings.add(found.path, "is a socket and was left out")
             return
-        self.tree.add(row, None, self._stat(found.stat), None)
+        self.tree.add(row, None, self._reader.stat(found.stat), None)
         self._count(row)
-
-    def _add_file(self, found: Found, *, linked: bool) -> None:
-        inode = (found.stat.st_dev, found.stat.st_ino)
-        if linked and inode in self._first:
-            row = link_row(found.path, self._first[inode])
-            self.tree.add(row, None, self._stat(found.stat), None)
-            self._count(row)
-            return
-        reading = self._read(found)
-        if reading is None:
-            self.warnings.add(found.path, "vanished while it was read")
-            return
-        row, content, stat = reading
-        if linked:
-            self._first[inode] = row
-        self.tree.add(row, content, stat, None)
-        self._count(row)
-
-    def _read(self, found: Found) -> tuple[Row, Content, Stat] | None:
-        handle = open_file(found)
-        if handle < 0:
-            return None
-        try:
-            before = os.fstat(handle)
-            for left in reversed(range(READINGS)):
-                if not st.S_ISREG(before.st_mode):
-                    return None
-                content, size, digest = self._read_content(handle, before)
-                xattrs = read_xattrs(handle)
-                after = os.fstat(handle)
-                if same_version(before, after) and size == after.st_size:
-                    stat = self._stat(before)
-                    break
-                if not left:
-                    self.warnings.add(found.path, "changed while it was read")
-                    stat = (0, before.st_ino)
-                before = after if left else before
-        finally:
-            os.close(handle)
-        common = common_fields(found, FILE, self._owners, xattrs, before)
-        return (*common, size, digest), content, stat
-
-    def _read_content(
-        self, handle: int, status: os.stat_result
-    ) -> tuple[Content, int, bytes]:
-        if status.st_size <= WHOLE:
-            os.lseek(handle, 0, os.SEEK_SET)
-            data = read_small(handle, status.st_size)
-            if not data:
-                return b"", 0, content_digest(b"")
-            if len(data) <= WHOLE:
-                return self._save(data), len(data), content_digest(data)
-            status = os.fstat(handle)
-        items: list[bytes] = []
-
-        def on_chunk(chunk: memoryview) -> None:
-            items.append(item(self._save(chunk), len(chunk)))
-            self.bytes += len(chunk)
-            if not len(items) % 64:
-                self._on_progress(self.progress("read"))
-
-        counted = self.bytes
-        reading = read_large(
-            handle,
-            status,
-            self._chunker,
-            on_chunk,
-            lambda length: items.append(item(HOLE, length)),
-        )
-        self.bytes = counted
-        if len(items) == 1 and items[0][:ID_SIZE] != HOLE:
-            return items[0][:ID_SIZE], reading.size, reading.digest
-        return self.tree.save_content(items), reading.size, reading.digest
-
-    def _save(self, chunk: bytes | memoryview) -> bytes:
-        chunk_id = self._chunk_id(chunk)
-        if not self._blobs.has(chunk_id):
-            self._blobs.add(CHUNKS, chunk_id, chunk)
-        return chunk_id
-
-    def _stat(self, status: os.stat_result) -> Stat:
-        ctime = status.st_ctime_ns
-        return (ctime if ctime < self._trusted_before else 0, status.st_ino)
 
     def _count(self, row: Row) -> None:
         kind = row[TYPE]
@@ -300,3 +228,15 @@ class _Archiver:
             self.bytes += row[SIZE]
         if not self.files % _PROGRESS_FILES:
             self._on_progress(self.progress("read"))
+
+    def _reading(self, count: int) -> None:
+        self._on_progress(self.progress("read", count))
+
+
+def _unchanged(known: Known, status: os.stat_result) -> bool:
+    ctime, inode = known.stat
+    return (
+        ctime == status.st_ctime_ns
+        and inode == status.st_ino
+        and bool(known.row[MTIME] == status.st_mtime_ns)
+    )

@@ -68,6 +68,6 @@ def find_parent(
 
 
 def _fits(snapshot: Snapshot, places: Mapping[str, bytes], owners: Owners) -> bool:
-    return snapshot.owners == owners and any(
-        snapshot.places.get(volume) == place for volume, place in places.items()
-    )
+    shared = snapshot.places.keys() & places.keys()
+    same = [snapshot.places[volume] == places[volume] for volume in shared]
+    return snapshot.owners == owners and bool(same) and all(same)

@@ -27,6 +27,7 @@ from lobstertrap.repository.entry import (
     BLOCK_DEVICE,
     CHARACTER_DEVICE,
     DIRECTORY,
+    FIFO,
     FILE,
     HARD_LINK,
     MAJOR,
@@ -436,7 +437,12 @@ class Rebuild:
             return st.S_ISLNK(present.st_mode) and (
                 os.fsencode(os.readlink(name, dir_fd=parent)) == row[TARGET]
             )
-        return False
+        form = st.S_IFIFO
+        if row[TYPE] != FIFO:
+            form = st.S_IFCHR if row[TYPE] == CHARACTER_DEVICE else st.S_IFBLK
+            if present.st_rdev != os.makedev(row[MAJOR], row[MINOR]):
+                return False
+        return present.st_mode == form | row[MODE]
 
     def _finish_names(self) -> None:
         """Make hard links, then set the attributes of directories, deepest first."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +29,8 @@ class Found(NamedTuple):
     stat: os.stat_result
     handle: int
     """Of a directory itself; -1 for everything else. Closed when the walk goes on."""
+    siblings: Container[bytes] = ()
+    """The names in the same directory, when it was listed."""
 
 
 OnGone = Callable[[bytes], None]
@@ -65,7 +67,7 @@ def walk(root: int, volume: str, exclude: Exclude, on_gone: OnGone) -> Iterator[
     """
     base = volume.encode()
     yield Found(base, ".", root, os.fstat(root), root)
-    stack = [(_listing(root, base), base + b"/", root)]
+    stack = [(_Listing(root, base), base + b"/", root)]
     skip = len(base) + 1
     try:
         while stack:
@@ -74,9 +76,9 @@ def walk(root: int, volume: str, exclude: Exclude, on_gone: OnGone) -> Iterator[
                 listing, prefix, parent, on_gone=on_gone, exclude=exclude, skip=skip
             ):
                 if found.handle >= 0:
-                    stack.append((iter(()), found.path + b"/", found.handle))
-                    names = _listing(found.handle, found.path)
-                    stack[-1] = (names, found.path + b"/", found.handle)
+                    stack.append((listing, b"", found.handle))
+                    below = _Listing(found.handle, found.path)
+                    stack[-1] = (below, found.path + b"/", found.handle)
                     yield found
                     break
                 yield found
@@ -91,7 +93,7 @@ def walk(root: int, volume: str, exclude: Exclude, on_gone: OnGone) -> Iterator[
 
 
 def _names(
-    listing: Iterator[tuple[bytes, os.DirEntry[str]]],
+    listing: _Listing,
     prefix: bytes,
     parent: int,
     *,
@@ -100,7 +102,7 @@ def _names(
     skip: int,
 ) -> Iterator[Found]:
     excluding = bool(exclude)
-    for raw, item in listing:
+    for raw, item in listing.rest:
         path = prefix + raw
         try:
             status = item.stat(follow_symlinks=False)
@@ -113,7 +115,7 @@ def _names(
         if excluding and exclude.matches(path[skip:], directory=directory):
             continue
         if not directory:
-            yield Found(path, item.name, parent, status, -1)
+            yield Found(path, item.name, parent, status, -1, listing.names)
         elif not _belongs_to_file_system(path[skip:], status):
             handle = _open_directory(item.name, parent, path, on_gone)
             if handle >= 0:
@@ -132,13 +134,18 @@ def _open_directory(name: str, parent: int, path: bytes, on_gone: OnGone) -> int
         return -1
 
 
-def _listing(handle: int, path: bytes) -> Iterator[tuple[bytes, os.DirEntry[str]]]:
-    try:
-        with os.scandir(handle) as entries:
-            names = {os.fsencode(entry.name): entry for entry in entries}
-    except PermissionError:
-        raise unreadable(path) from None
-    return iter(sorted(names.items()))
+class _Listing:
+    """The names of one directory, and those that the walk has not come to."""
+
+    __slots__ = ("names", "rest")
+
+    def __init__(self, handle: int, path: bytes) -> None:
+        try:
+            with os.scandir(handle) as entries:
+                self.names = {os.fsencode(entry.name): entry for entry in entries}
+        except PermissionError:
+            raise unreadable(path) from None
+        self.rest = iter(sorted(self.names.items()))
 
 
 def _belongs_to_file_system(relative: bytes, status: os.stat_result) -> bool:

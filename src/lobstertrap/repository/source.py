@@ -93,8 +93,8 @@ def same_version(a: os.stat_result, b: os.stat_result) -> bool:
 
 
 @dataclass(slots=True)
-class Reading:
-    """What one reading of a file found."""
+class Part:
+    """How much of a file was read, and its digest."""
 
     size: int
     digest: bytes
@@ -102,10 +102,11 @@ class Reading:
 
 def read_small(handle: int, size: int) -> bytes:
     """Return up to `size` bytes, and one more when the file has grown."""
-    data = os.read(handle, size + 1)
-    if len(data) < size:  # a short read, or the file has shrunk
-        while more := os.read(handle, size + 1 - len(data)):
-            data += more
+    data = os.pread(handle, size + 1, 0)
+    while len(data) < size and (
+        more := os.pread(handle, size + 1 - len(data), len(data))
+    ):  # a short read; nothing more: the file has shrunk
+        data += more
     return data
 
 
@@ -115,7 +116,7 @@ def read_large(
     chunker: Chunker,
     on_chunk: Callable[[memoryview], None],
     on_hole: Callable[[int], None],
-) -> Reading:
+) -> Part:
     """Read a file by its data extents; chunks and holes are passed on in order."""
     digest = ContentDigest()
     size = status.st_size
@@ -129,17 +130,17 @@ def read_large(
             on_chunk(chunk)
             position += len(chunk)
         if position < end:  # it has shrunk
-            return Reading(position, digest.finish())
+            return Part(position, digest.finish())
     _hole(digest, size - position, on_hole)
-    return Reading(size, digest.finish())
+    return Part(size, digest.finish())
 
 
-def digest_file(handle: int, status: os.stat_result, buffer: memoryview) -> Reading:
+def digest_file(handle: int, status: os.stat_result, buffer: memoryview) -> Part:
     """Return size and content digest of an open file, holes not read."""
     size = status.st_size
     if size <= WHOLE:
         data = read_small(handle, size)
-        return Reading(len(data), content_digest(data))
+        return Part(len(data), content_digest(data))
     digest = ContentDigest()
     sparse = status.st_blocks * 512 < size
     position = 0
@@ -150,9 +151,9 @@ def digest_file(handle: int, status: os.stat_result, buffer: memoryview) -> Read
             digest.update(piece)
             position += len(piece)
         if position < end:
-            return Reading(position, digest.finish())
+            return Part(position, digest.finish())
     digest.zeros(size - position)
-    return Reading(size, digest.finish())
+    return Part(size, digest.finish())
 
 
 def _pieces(

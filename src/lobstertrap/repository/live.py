@@ -1,0 +1,110 @@
+"""SQLite databases under a running agent: database and log are read as one set.
+
+A set restores well when the database did not change from before it was read until
+after its log was, and the log was not restarted meanwhile: then the log holds every
+change that the database lacks, and a torn frame at its end fails its checksum and is
+ignored (SQLite, "Write-Ahead Logging" 4 and "Atomic Commit" 4). What does not hold still
+is read again and then named in the warnings.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from lobstertrap.repository.directories import look
+from lobstertrap.repository.reading import READINGS, FileReader, Reading
+from lobstertrap.repository.scan import FILE_FLAGS, Found
+from lobstertrap.repository.source import same_version
+from lobstertrap.repository.tree import Known
+from lobstertrap.repository.warnings import Warnings
+
+_LOGS = (b"-wal", b"-journal")
+_SHARED_MEMORY = b"-shm"
+_LOG_HEADER = 32
+_PAUSE = 0.05
+
+UNSTEADY = "was written while its log was read: the copy may need repair"
+
+
+class LiveFiles:
+    """Reads a set when the walk comes to the database, and holds it until it is due."""
+
+    def __init__(self, reader: FileReader, warnings: Warnings) -> None:
+        self._reader = reader
+        self._warnings = warnings
+        self._held: dict[bytes, Reading] = {}
+
+    def take(self, path: bytes) -> Reading | None:
+        """Return what was read for `path` before the walk came there."""
+        return self._held.pop(path, None)
+
+    def look(self, found: Found, known: Known | None) -> None:
+        """Read `found` and its logs as a set, if it is a database that has any.
+
+        `known` says that the database itself is unchanged since the parent.
+        """
+        name = os.fsencode(found.name)
+        if name.endswith(_SHARED_MEMORY):  # SQLite makes it anew; it is never calm
+            self._hold(found, self._reader.read(found, readings=1))
+            return
+        logs = [suffix for suffix in _LOGS if name + suffix in found.siblings]
+        if not logs:
+            return
+        for left in reversed(range(READINGS)):
+            if self._read_set(found, known, logs):
+                return
+            known = None
+            if left:
+                time.sleep(_PAUSE)
+        self._warnings.add(found.path, UNSTEADY)
+
+    def _read_set(self, found: Found, known: Known | None, logs: list[bytes]) -> bool:
+        """Read a database and its logs; says whether they belong together."""
+        status = found.stat
+        if known is None:
+            reading = self._reader.read(found, readings=1)
+            self._hold(found, reading)
+            if reading is None or not reading.calm:
+                return False
+            status = reading.status
+        steady = True
+        for suffix in logs:
+            log = _sibling(found, suffix)
+            if log is not None:
+                steady = self._read_log(log) and steady
+        now = look(found.name, found.parent)
+        return steady and now is not None and same_version(status, now)
+
+    def _read_log(self, log: Found) -> bool:
+        before = _header(log)
+        reading = self._reader.read(log, readings=1)
+        self._hold(log, reading)
+        if reading is None:  # the transaction ended; the database tells
+            return True
+        return reading.calm or (before == _header(log) and len(before) == _LOG_HEADER)
+
+    def _hold(self, found: Found, reading: Reading | None) -> None:
+        if reading is None:
+            self._held.pop(found.path, None)
+        else:
+            self._held[found.path] = reading
+
+
+def _sibling(found: Found, suffix: bytes) -> Found | None:
+    name = found.name + os.fsdecode(suffix)
+    status = look(name, found.parent)
+    if status is None:
+        return None
+    return Found(found.path + suffix, name, found.parent, status, -1)
+
+
+def _header(log: Found) -> bytes:
+    try:
+        handle = os.open(log.name, FILE_FLAGS, dir_fd=log.parent)
+    except OSError:
+        return b""
+    try:
+        return os.pread(handle, _LOG_HEADER, 0)
+    finally:
+        os.close(handle)
