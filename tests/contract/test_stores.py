@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -391,6 +391,30 @@ def test_a_server_that_ignores_conditions_is_refused(store: ObjectStore):
     assert keys(store, PROBE_PREFIX) == []
 
 
+@pytest.mark.parametrize("ignored", ["if_absent", "if_match"])
+def test_a_store_that_ignores_one_condition_is_refused(ignored: str):
+    class Careless(MemoryStore):
+        def put(self, key, data, **conditions):
+            if conditions.get(ignored) != "0123456789abcdef0123456789abcdef":
+                conditions.pop(ignored)
+            return super().put(key, data, **conditions)
+
+    store = Careless()
+
+    with pytest.raises(Refused, match=r"ignores its if-(none-)?match condition"):
+        require_conditional_writes(store)
+    assert keys(store) == []
+
+
+def test_a_store_that_refuses_every_condition_is_refused():
+    class Suspicious(MemoryStore):
+        def put(self, key, data, **conditions):
+            raise Conflict("never")
+
+    with pytest.raises(Refused, match="refuses a write whose condition holds"):
+        require_conditional_writes(Suspicious())
+
+
 @S3
 def test_an_opened_store_is_the_settings_store(store_settings):
     store = open_store(store_settings)
@@ -400,11 +424,3 @@ def test_an_opened_store_is_the_settings_store(store_settings):
     assert isinstance(store, Retrying)
     assert keys(open_store(store_settings)) == ["key"]
     assert store.url == store_settings.url
-
-
-@pytest.fixture(autouse=True)
-def _own_thread_names() -> Iterator[None]:
-    """No thread of a test outlives it."""
-    before = threading.active_count()
-    yield
-    assert threading.active_count() <= before

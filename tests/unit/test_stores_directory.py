@@ -167,6 +167,7 @@ def test_etags_differ_even_when_the_clock_stands_still(tmp_path: Path):
     etags = [store.put("key", data) for data in (b"A", b"B") * 20]
 
     assert len(set(etags)) == 40
+    assert store.head("key").modified < 1000.001
     with pytest.raises(Conflict):
         store.put("key", b"C", if_match=etags[0])
 

@@ -228,6 +228,15 @@ def test_a_write_that_is_still_going_on_is_waited_for(store, server):
     ]
 
 
+def test_a_match_that_is_still_going_on_is_waited_for(store, server):
+    etag = store.put("key", b"old")
+    server.faults = ["reset", (409, "ConditionalRequestConflict"), None, None]
+
+    store.put("key", b"mine", if_match=etag)
+
+    assert server.objects == {"prefix/key": b"mine"}
+
+
 def test_a_match_in_doubt_whose_object_was_deleted_is_a_conflict(store, server):
     server.faults = ["reset"]
 
