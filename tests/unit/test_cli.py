@@ -263,6 +263,33 @@ def test_ctrl_c_is_130_and_says_so(project):
     assert done.stderr.startswith("interrupted\nhint: ")
 
 
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        ("ValueError('x')", 130, "interrupted\n"),
+        ("errors.Refused('still runs')", 3, "error: still runs\n"),
+    ],
+)
+def test_what_breaks_in_the_wake_of_ctrl_c(project, raised, code, said):
+    """Prefect breaks in odd ways; a rollback that failed has to be told."""
+    program = (
+        "import sys; sys.argv[1:] = ['status']; import lobstertrap.cli.survey as s\n"
+        "from lobstertrap import errors\n"
+        "def ask(*_):\n"
+        "    try: raise KeyboardInterrupt\n"
+        f"    finally: raise {raised}\n"
+        "s.survey = ask\n"
+        "from lobstertrap.cli import main; main()"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == code
+    assert done.stderr.startswith(said)
+
+
 # What does not need Prefect does not import it.
 
 

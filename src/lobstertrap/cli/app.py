@@ -80,10 +80,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
         app(args=arguments, prog_name="lobstertrap", obj=said)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        if code in _ENDED and not said["endless"]:
-            _to_stderr(f"{_ENDED[code]}\nhint: run the same command again to go on")
+        if not said["endless"]:
+            _tell_end(code)
         return code
     except Exception as error:
+        if _is_interrupt(error):
+            return _tell_end(128 + signal.SIGINT)
         return explain(error, debug=said["debug"], as_json=said["json"])
     return 0
 
@@ -91,6 +93,27 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def _end(number: int, _frame: object) -> NoReturn:
     """Unwind on SIGTERM, so that movers are stopped and the lease is released."""
     sys.exit(128 + number)
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Say whether something foreign broke only because of Ctrl-C.
+
+    Prefect's task engine turns a KeyboardInterrupt at the wrong moment into a
+    ValueError. An error of ours in its wake (a rollback that failed) is no such thing.
+    """
+    from lobstertrap.errors import LobsterTrapError  # noqa: PLC0415 - keep light
+
+    while error is not None and not isinstance(error, LobsterTrapError):
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _tell_end(code: int) -> int:
+    if code in _ENDED:
+        _to_stderr(f"{_ENDED[code]}\nhint: run the same command again to go on")
+    return code
 
 
 def explain(error: Exception, *, debug: bool, as_json: bool) -> int:
