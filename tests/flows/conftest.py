@@ -1,0 +1,147 @@
+"""A world to move in: tally, two host targets and a real S3 store, for real flows."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lobstertrap import config
+from lobstertrap.errors import LobsterTrapError
+from lobstertrap.lease import AgentRecord, read_record
+from lobstertrap.stores.settings import StoreSettings
+from lobstertrap.targets.base import AgentStatus
+from tests.fixtures.tally import AGENT, TOKEN, TallyClient
+
+pytestmark = [pytest.mark.prefect, pytest.mark.s3]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """One lobstertrap.toml and what is at the places that it names."""
+
+    directory: Path
+
+    @property
+    def config(self) -> config.Config:
+        """Load what lobstertrap.toml says now."""
+        return config.load(self.directory, os.environ)
+
+    @property
+    def record(self) -> AgentRecord:
+        """Read the agent's record."""
+        found = read_record(self.config.open_store(), "tally")
+        assert found is not None
+        return found
+
+    def status(self, target: str) -> AgentStatus:
+        """Say what a target really shows of tally."""
+        loaded = self.config
+        return loaded.target(target).status(loaded.agent("tally"))
+
+    def running(self) -> list[str]:
+        """Name the targets where tally runs."""
+        return [n for n in ("laptop", "server") if self.status(n).phase == "running"]
+
+    def tally(self, target: str) -> TallyClient:
+        """Return a client of the tally that runs on a target."""
+        return TallyClient(address=self.status(target).addresses["http"])
+
+    def break_tally_on(self, target: str) -> None:
+        """Let tally's program end at once on a target."""
+        program = self.directory / "agents" / "tally" / "tally.py"
+        text = program.read_text("utf-8")
+        sign = "from __future__ import annotations\n"
+        check = (
+            f'import os\nif "/{target}/" in os.environ["TALLY_STATE"]: os._exit(9)\n'
+        )
+        assert sign in text
+        program.write_text(text.replace(sign, sign + check, 1), "utf-8")
+
+    def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+        """Start the `lobstertrap` command, in a session of its own."""
+        return subprocess.Popen(
+            [str(Path(sys.executable).with_name("lobstertrap")), *arguments],
+            cwd=self.directory,
+            env=os.environ | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def wait_for(self, step: str, seconds: float = 60) -> None:
+        """Return when the journal of the open migration shows the step."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            journal = self.record.migration
+            if journal is not None and journal.step == step:
+                return
+            time.sleep(0.02)
+        raise TimeoutError(step)
+
+
+@pytest.fixture
+def world(
+    tmp_path: Path,
+    store_settings: StoreSettings,
+    prefect_environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[World]:
+    """Return a fresh world; its agents are stopped and removed at the end."""
+    _copy_tally(tmp_path / "agents" / "tally")
+    (tmp_path / config.FILE_NAME).write_text(_config_text(store_settings), "utf-8")
+    assert store_settings.access_key is not None
+    assert store_settings.secret_key is not None
+    for name, value in {
+        config.VARIABLE: str(tmp_path / config.FILE_NAME),
+        "TEST_ACCESS_KEY": store_settings.access_key.reveal(),
+        "TEST_SECRET_KEY": store_settings.secret_key.reveal(),
+        "TEST_REPOSITORY_KEY": "a key for tests",
+        "TALLY_TOKEN": TOKEN,
+        **{k: v for k, v in prefect_environment.items() if k.startswith("PREFECT_")},
+    }.items():
+        monkeypatch.setenv(name, value)
+    made = World(directory=tmp_path)
+    yield made
+    monkeypatch.setenv("TALLY_TOKEN", TOKEN)
+    loaded = made.config
+    for name in ("laptop", "server"):
+        with suppress(LobsterTrapError):
+            loaded.target(name).stop(loaded.agent("tally"))
+            loaded.target(name).remove(loaded.agent("tally"), volumes=True)
+
+
+def _copy_tally(directory: Path) -> None:
+    directory.mkdir(parents=True)
+    for name in ("agent.yaml", "tally.py"):
+        (directory / name).write_bytes((AGENT / name).read_bytes())
+    spec = directory / "agent.yaml"
+    text = spec.read_text("utf-8")
+    assert "start: 30s" in text
+    spec.write_text(text.replace("start: 30s", "start: 10s"), "utf-8")
+
+
+def _config_text(store: StoreSettings) -> str:
+    return "\n".join(
+        [
+            "[store]",
+            f"url = {json.dumps(store.url)}",
+            f"endpoint = {json.dumps(store.endpoint)}",
+            'region = "us-east-1"',
+            'access_key = "${TEST_ACCESS_KEY}"',
+            'secret_key = "${TEST_SECRET_KEY}"',
+            "[repository]",
+            'key = "${TEST_REPOSITORY_KEY}"',
+            *('[targets.laptop]\nkind = "host"\nroot = "laptop"',),
+            *('[targets.server]\nkind = "host"\nroot = "server"',),
+        ]
+    )

@@ -1,0 +1,203 @@
+"""A real `lobstertrap serve`, used as a person uses it: with Prefect's own command."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelling
+
+from lobstertrap.cli.checkout import find_checkout
+
+pytestmark = [pytest.mark.prefect, pytest.mark.s3, pytest.mark.slow]
+PREFECT = Path(sys.executable).with_name("prefect")
+
+
+class Served:
+    """A running `lobstertrap serve`, and what its user does."""
+
+    def __init__(self, process: subprocess.Popen[str], api: str) -> None:
+        self.process = process
+        self.api = api
+
+    def run(self, *arguments: str) -> str:
+        """Run `prefect deployment run ...` in the checkout and return what it said."""
+        done = subprocess.run(
+            [PREFECT, "deployment", "run", *arguments],
+            cwd=find_checkout(),
+            env=os.environ | {"PREFECT_API_URL": self.api},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        return done.stdout + done.stderr
+
+    def client(self) -> SyncPrefectClient:
+        """Return a client of its server."""
+        return get_client(sync_client=True)
+
+    def wait_for_state(self, run_id: str, seconds: float = 120) -> str:
+        """Return the name of the run's final state."""
+        deadline = time.monotonic() + seconds
+        with self.client() as client:
+            while time.monotonic() < deadline:
+                state = client.read_flow_run(run_id).state
+                if state is not None and state.is_final():
+                    return str(state.name)
+                time.sleep(0.2)
+        raise TimeoutError(run_id)
+
+
+@pytest.fixture
+def start_serve(world, tmp_path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start `lobstertrap serve` with a data directory of the test's own."""
+    started = []
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        command = world.start("serve", "--data-dir", str(tmp_path / "p"), *arguments)
+        started.append(command)
+        return command
+
+    yield start
+    for command in started:
+        command.send_signal(signal.SIGTERM)
+        try:
+            command.communicate(timeout=90)
+        except subprocess.TimeoutExpired:
+            command.kill()
+            command.communicate()
+            raise
+
+
+@pytest.fixture
+def served(start_serve) -> Iterator[Served]:
+    """Return a `lobstertrap serve` that is ready."""
+    command = start_serve("--port", str(free_port()))
+    said = ""
+    while "Ctrl-C ends it" not in said:
+        line = command.stdout.readline()
+        assert line, command.stderr.read()
+        said += line
+    api = re.search(r"PREFECT_API_URL=(\S+)", said)[1]
+    with temporary_settings(updates={PREFECT_API_URL: api}):
+        yield Served(command, api)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_the_bare_command_migrates_an_agent(world, served):
+    said = served.run("launch-agent/default", "--param", "on=laptop", "--watch")
+    assert "Completed" in said
+    world.tally("laptop").say("hello")
+
+    said = served.run("migrate-agent", "--watch")
+
+    assert "Completed" in said
+    assert world.running() == ["server"]
+    assert world.tally("server").say("and on") == 2
+
+    said = served.run(
+        *("migrate-agent/default", "--param", "agent=tally"),
+        *("--param", "to=laptop", "--watch"),
+    )
+    assert "Completed" in said
+    assert world.running() == ["laptop"]
+
+
+def test_a_cancel_in_the_ui_rolls_the_migration_back(world, served):
+    served.run("launch-agent", "--param", "on=laptop", "--watch")
+    run = re.search(r"UUID: (\S+)", served.run("migrate-agent"))[1]
+    world.wait_for("cutover")
+
+    with served.client() as client:
+        client.set_flow_run_state(run, Cancelling())
+
+    assert served.wait_for_state(run) == "Cancelled"
+    assert world.running() == ["laptop"]
+    assert world.record.migration is None
+    assert world.record.operation is None
+
+
+def test_ending_serve_rolls_back_what_it_runs(world, served):
+    served.run("launch-agent", "--param", "on=laptop", "--watch")
+    served.run("migrate-agent")
+    world.wait_for("cutover")
+
+    served.process.send_signal(signal.SIGINT)
+    said, wrong = served.process.communicate(timeout=120)
+
+    assert served.process.returncode == 0, wrong
+    assert "stopping" in said
+    assert world.running() == ["laptop"]
+    assert world.record.migration is None
+
+
+def test_a_killed_flow_is_rolled_back_by_its_runner(world, served):
+    served.run("launch-agent", "--param", "on=laptop", "--watch")
+    run = re.search(r"UUID: (\S+)", served.run("migrate-agent"))[1]
+    world.wait_for("cutover")
+
+    os.kill(world.record.operation.holder.pid, signal.SIGKILL)
+
+    assert served.wait_for_state(run) == "Crashed"
+    deadline = time.monotonic() + 60
+    while world.record.migration is not None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert world.record.migration is None
+    assert world.running() == ["laptop"]
+
+
+def test_a_second_serve_in_the_same_directory_is_refused(served, start_serve):
+    second = start_serve("--port", str(free_port()))
+    _, said = second.communicate(timeout=60)
+
+    assert second.returncode == 3
+    assert f"pid {served.process.pid}" in said
+    assert "hint: " in said
+
+
+def test_a_taken_port_is_named(start_serve):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+
+        command = start_serve("--port", str(port))
+        _, said = command.communicate(timeout=60)
+
+    assert command.returncode == 1
+    assert f"127.0.0.1:{port} cannot be used" in said
+    assert "Traceback" not in said
+
+
+def test_serve_ends_with_a_reason_when_its_server_dies(served):
+    os.kill(server_of(served.process), signal.SIGKILL)
+
+    _, said = served.process.communicate(timeout=60)
+
+    assert served.process.returncode == 1
+    assert "Prefect's server ended by itself" in said
+
+
+def server_of(process: subprocess.Popen[str]) -> int:
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    return next(
+        int(child)
+        for child in children.split()
+        if b"server" in Path(f"/proc/{child}/cmdline").read_bytes()
+    )
