@@ -42,7 +42,6 @@ from lobstertrap.targets.podman_spec import MOVER, TARGET, volume_name
 
 _REPOSITORY = "localhost/lobstertrap/mover"
 _SILENCE_SECONDS = 60.0  # then look whether the container still runs
-_REQUEST = "/run/secrets/request"
 _CAPABILITIES = {
     "snapshot": ["DAC_READ_SEARCH", "FOWNER"],
     "restore": ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETFCAP"],
@@ -51,7 +50,7 @@ _CAPABILITIES = {
 # has none, so the secret's file becomes it.
 _START = (
     "import os, runpy; "
-    f"os.dup2(os.open({_REQUEST!r}, os.O_RDONLY), 0); "
+    f"os.dup2(os.open({podman_python.REQUEST!r}, os.O_RDONLY), 0); "
     "runpy.run_module('lobstertrap.mover', run_name='__main__', alter_sys=True)"
 )
 
@@ -186,7 +185,13 @@ class Movers:
             "netns": {"nsmode": "host"},
             "restart_policy": "no",
             "log_configuration": {"driver": "k8s-file"},
-            "secrets": [{"source": _name(agent), "target": "request", "mode": 0o400}],
+            "secrets": [
+                {
+                    "source": _name(agent),
+                    "target": podman_python.REQUEST,
+                    "mode": 0o400,
+                }
+            ],
             "volumes": [
                 {
                     "Name": volume_name(agent, name),
@@ -196,8 +201,7 @@ class Movers:
                 for name in job.volumes
             ],
             "mounts": [
-                {"type": "tmpfs", "destination": place, "source": "tmpfs"}
-                for place in ("/run", "/tmp")  # noqa: S108 - in the container
+                {"type": "tmpfs", "destination": "/tmp", "source": "tmpfs"}  # noqa: S108 - in the container
             ],
         }
         directory = _store_directory(job.request)

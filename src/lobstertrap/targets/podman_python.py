@@ -22,6 +22,10 @@ from lobstertrap.targets.podman_archive import Layer
 APPLICATION = "/opt/lobstertrap"
 """Where the mover's packages are in an image."""
 
+REQUEST = "/run/lobstertrap-request"
+"""An empty file in a mover image, over which the request is mounted: the root file
+system is read-only, so that it cannot be made there."""
+
 _PREFIX = "/usr/local"
 _CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 _ZONES = "/usr/share/zoneinfo"
@@ -136,6 +140,7 @@ def packages_layer(layer: Layer) -> None:
 
 def own_layer(layer: Layer) -> None:
     """Fill a layer with lobstertrap itself, from the checkout or the wheel."""
+    layer.text(REQUEST, "")
     for source in _own_files():
         name = source.relative_to(_own_root().parent)
         layer.file(f"{APPLICATION}/{name}", source)
