@@ -63,6 +63,17 @@ def test_a_second_start_finds_keys_ports_and_objects_again(tmp_path: Path):
         assert open_any(second.settings).get("kept").data == b"over a restart"
 
 
+def test_two_servers_do_not_share_a_directory(tmp_path: Path):
+    with SeaweedFS(tmp_path) as first:
+        kept = (tmp_path / "server.json").read_bytes()
+
+        with pytest.raises(Unavailable, match="already runs"):
+            SeaweedFS(tmp_path).start()
+
+        open_any(first.settings).put("key", b"x")
+        assert (tmp_path / "server.json").read_bytes() == kept
+
+
 def test_a_killed_server_loses_nothing(tmp_path: Path):
     server = SeaweedFS(tmp_path)
     try:

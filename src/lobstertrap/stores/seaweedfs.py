@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,7 @@ from typing import Any, Self
 
 from lobstertrap.errors import LobsterTrapError, NotFound, Unavailable
 from lobstertrap.redaction import SecretValue
+from lobstertrap.stores.files import try_lock
 from lobstertrap.stores.settings import StoreSettings
 
 _HOST = "127.0.0.1"
@@ -30,6 +32,8 @@ _PORTS = range(20_000, 32_000)
 """Below what kernels hand out by themselves, the gRPC ports mostly too."""
 _START_SECONDS = 60
 _STOP_SECONDS = 15
+_LOCK_SECONDS = 3
+"""How long a server whose parent was killed may take to go."""
 
 _DIE_WITH_PARENT = """
 import ctypes, os, signal, sys
@@ -96,11 +100,12 @@ class SeaweedFS:
         weed = find_weed()
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         (self._directory / "logs").mkdir(exist_ok=True)
-        state = self._load_state()
-        self._write_config(state)
-        self._settings = self._settings_for(state)
         try:
-            self._spawn(weed, state["ports"])
+            with self._locked() as lock:
+                state = self._load_state()
+                self._write_config(state)
+                self._settings = self._settings_for(state)
+                self._spawn(weed, state["ports"], lock)
             self._await_answer()
         except BaseException:
             self.stop()
@@ -121,6 +126,26 @@ class SeaweedFS:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(seconds)
                 return
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[int]:
+        """Lock the directory; the server inherits the lock and keeps it while it lives.
+
+        Raises `Unavailable` when another server runs there.
+        """
+        lock = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            deadline = time.monotonic() + _LOCK_SECONDS
+            while not try_lock(lock):
+                if time.monotonic() > deadline:
+                    raise Unavailable(
+                        f"a local S3 server already runs in {self._directory}",
+                        hint="use that one, stop it, or choose another directory",
+                    )
+                time.sleep(0.05)
+            yield lock
+        finally:
+            os.close(lock)
 
     def _load_state(self) -> dict[str, Any]:
         """Return keys and ports of the last start, with ports that are free now."""
@@ -154,7 +179,7 @@ class SeaweedFS:
             secret_key=SecretValue(state["secret_key"]),
         )
 
-    def _spawn(self, weed: Path, ports: dict[str, int]) -> None:
+    def _spawn(self, weed: Path, ports: dict[str, int], lock: int) -> None:
         command = [
             str(weed),
             "-logdir=logs",
@@ -184,6 +209,7 @@ class SeaweedFS:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
+                pass_fds=(lock,),
             )
 
     def _await_answer(self) -> None:
