@@ -32,6 +32,7 @@ from lobstertrap.errors import (
     NotFound,
     Permanent,
     Refused,
+    TimedOut,
     Unavailable,
 )
 from lobstertrap.job import MoverJob
@@ -338,6 +339,24 @@ def test_an_agent_whose_files_were_deleted_is_still_found_and_stopped(
     assert not any(alive(pid) for pid in pids)
 
 
+def test_an_agent_whose_state_was_never_written_is_stopped_in_time(
+    target: HostTarget, instance: Instance
+) -> None:
+    spec = spec_of(FOREVER)
+    launch(target, spec)
+    up(target, spec)
+    pids = family(instance)
+    instance.state_path.unlink()
+
+    seen = target.status(spec)
+    began = time.monotonic()
+    target.stop(spec)
+
+    assert (seen.phase, seen.epoch) == ("running", None)
+    assert time.monotonic() - began < 5
+    assert not any(alive(pid) for pid in pids)
+
+
 def test_a_supervisor_that_hangs_is_killed(
     target: HostTarget, instance: Instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -431,6 +450,51 @@ def test_a_request_that_was_cut_short_starts_nothing(
 
     assert done.returncode != 0
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_launcher_killed_at_any_moment_leaves_what_can_be_stopped(
+    target: HostTarget, tmp_path: Path, instance: Instance
+) -> None:
+    code = f"""
+        import sys
+        from pathlib import Path
+        from lobstertrap.agent import AgentSpec
+        from lobstertrap.targets.host import HostTarget
+        spec = AgentSpec.model_validate_json(sys.argv[1])
+        target = HostTarget("desk", Path({str(tmp_path / "desk")!r}))
+        print("go", flush=True)
+        target.launch(spec, epoch=int(sys.argv[2]), image="host:none", secrets={{}})
+    """
+    spec = spec_of(FOREVER)
+    for epoch in range(1, 9):
+        command = [sys.executable, "-c", textwrap.dedent(code)]
+        command += [spec.model_dump_json(), str(epoch)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as launcher:
+            assert launcher.stdout is not None
+            launcher.stdout.readline()
+            time.sleep(epoch * 0.008)
+            launcher.kill()
+
+        target.stop(spec)
+
+        assert target.status(spec).phase != "running"
+        assert instance.leftovers() == []
+        assert not instance.is_held()
+
+
+def test_a_fence_that_somebody_holds_is_not_waited_for_without_end(
+    target: HostTarget, instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lobstertrap.targets.host_fence._PATIENCE_SECONDS", 0.1)
+    instance.directory.mkdir(parents=True)
+    held = os.open(instance.directory, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+
+    with pytest.raises(TimedOut, match="crab"):
+        target.fence(spec_of(FOREVER), epoch=1, turn=1)
+
+    os.close(held)
+    target.fence(spec_of(FOREVER), epoch=1, turn=1)
 
 
 def test_two_roots_on_one_machine_are_two_places(

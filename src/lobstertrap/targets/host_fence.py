@@ -11,14 +11,16 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lobstertrap.errors import IntegrityError, Refused
+from lobstertrap.errors import IntegrityError, Refused, TimedOut
 from lobstertrap.targets.supervisor import write_state
 
+_PATIENCE_SECONDS = 10.0
 _HINT = "another operation went on without this one: look at `lobstertrap status`"
 
 
@@ -82,10 +84,25 @@ class EpochFence:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Wait for others that write the file; nobody holds this for long."""
+        """Wait for others that write the file; nobody does so for long."""
         descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
+        deadline = time.monotonic() + _PATIENCE_SECONDS
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            while not _locked(descriptor):
+                if time.monotonic() > deadline:
+                    raise TimedOut(
+                        f"{self.about} somebody holds its fence",
+                        hint="look for a suspended lobstertrap process",
+                    )
+                time.sleep(0.01)
             yield
         finally:
             os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

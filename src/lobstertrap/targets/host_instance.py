@@ -19,8 +19,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,41 +102,47 @@ class Instance:
         They are known by the mark in their environment, which a process could have
         changed, and which is not readable for a process of another user.
         """
-        mark = f"{supervisor.MARK}={self.mark}".encode()
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                with contextlib.suppress(OSError):
-                    if mark in (entry / "environ").read_bytes().split(b"\0"):
-                        found.append(int(entry.name))
-        return found
+        pids = (int(e.name) for e in Path("/proc").iterdir() if e.name.isdigit())
+        return [pid for pid in pids if self._is_marked(pid)]
 
     def signal_supervisor(self, number: int) -> None:
-        """Send a signal to the supervisor that the state names, and to nobody else."""
+        """Send a signal to the supervisor and to nobody else.
+
+        When its state file does not name it (not yet, or the disk was full), every
+        process with the mark gets it: it is one of them.
+        """
         state = self.state() or {}
-        with contextlib.suppress(OSError, KeyError):
-            descriptor = os.pidfd_open(state["supervisor_pid"])
-            try:
-                table = supervisor.process_table()
-                if table[state["supervisor_pid"]][2] == state["supervisor_start"]:
-                    signal.pidfd_send_signal(descriptor, number)
-            finally:
-                os.close(descriptor)
+        pid = state.get("supervisor_pid")
+        start = state.get("supervisor_start")
+        table = supervisor.process_table()
+        if pid in table and table[pid][2] == start:
+            _send(pid, number, lambda: supervisor.process_table()[pid][2] == start)
+        else:
+            self._signal_marked(number)
 
     def end_leftovers(self, grace: float) -> None:
         """End the processes without a supervisor; raises `TimedOut` when one stays."""
         for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, 10.0)):
             deadline = time.monotonic() + seconds
-            while pids := self.leftovers():
-                for pid in pids:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, number)
+            while pids := self._signal_marked(number):
                 if time.monotonic() > deadline:
                     break
                 time.sleep(0.05)
             else:
                 return
         raise TimedOut(f"processes {pids} do not end, not even by SIGKILL")
+
+    def _signal_marked(self, number: int) -> list[int]:
+        pids = self.leftovers()
+        for pid in pids:
+            _send(pid, number, partial(self._is_marked, pid))
+        return pids
+
+    def _is_marked(self, pid: int) -> bool:
+        with contextlib.suppress(OSError):
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            return f"{supervisor.MARK}={self.mark}".encode() in environment
+        return False
 
     def spawn(self, lock: int, request: Mapping[str, Any]) -> dict[str, Any]:
         """Start a supervisor that takes over `lock`; return its answer.
@@ -201,6 +208,17 @@ class Instance:
             if not alive:
                 return
             time.sleep(0.1)
+
+
+def _send(pid: int, number: int, is_still: Callable[[], bool]) -> None:
+    """Signal a process, unless it ended and another has its number now."""
+    with contextlib.suppress(OSError, KeyError):
+        descriptor = os.pidfd_open(pid)
+        try:
+            if is_still():
+                signal.pidfd_send_signal(descriptor, number)
+        finally:
+            os.close(descriptor)
 
 
 class _LogReader:
