@@ -6,6 +6,7 @@ modes give the same tag on every machine, and a target builds only what it has n
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -50,9 +51,10 @@ def context_digest(agent: AgentSpec, extra_args: Mapping[str, str] = {}) -> str:
     for key, value in sorted(build_args(agent, extra_args).items()):
         _feed(total, b"arg", key.encode(), value.encode())
     _feed(total, b"file", _build(agent).containerfile.encode())
-    for entry in context_entries(agent):
-        mode = f"{entry.mode:o}".encode()
-        _feed(total, b"entry", os.fsencode(entry.name), mode, _content(entry))
+    with _readable(agent):
+        for entry in context_entries(agent):
+            mode = f"{entry.mode:o}".encode()
+            _feed(total, b"entry", os.fsencode(entry.name), mode, _content(entry))
     return total.hexdigest()
 
 
@@ -70,21 +72,17 @@ def context_entries(agent: AgentSpec) -> list[ContextEntry]:
     """
     root, containerfile = _context(agent)
     ignored = _ignore_rules(root)
-    try:
-        return sorted(
-            _walk(root, "", ignored, always={containerfile}),
-            key=lambda entry: entry.name,
-        )
-    except PermissionError as error:
-        raise AccessDenied(
-            f"agent '{agent.name}': {error.filename} may not be read",
-            hint="name it in .containerignore if the image does not need it",
-        ) from error
+    with _readable(agent):
+        found = _walk(root, "", ignored, always={containerfile})
+        return sorted(found, key=lambda entry: entry.name)
 
 
 def write_context(agent: AgentSpec, out: IO[bytes]) -> None:
     """Write the context as a tar archive, the same bytes for the same digest."""
-    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
+    with (
+        _readable(agent),
+        tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive,
+    ):
         for entry in context_entries(agent):
             info = tarfile.TarInfo(entry.name)
             info.mode, info.mtime = stat.S_IMODE(entry.mode), _MTIME
@@ -98,6 +96,17 @@ def write_context(agent: AgentSpec, out: IO[bytes]) -> None:
                 with entry.path.open("rb") as file:
                     info.size = os.fstat(file.fileno()).st_size
                     archive.addfile(info, file)
+
+
+@contextlib.contextmanager
+def _readable(agent: AgentSpec) -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as error:
+        raise AccessDenied(
+            f"agent '{agent.name}': {error.filename} may not be read",
+            hint="name it in .containerignore if the image does not need it",
+        ) from error
 
 
 def _build(agent: AgentSpec) -> Build:

@@ -11,7 +11,7 @@ import tarfile
 import pytest
 
 from lobstertrap.agent import AgentSpec, load_agent
-from lobstertrap.errors import AccessDenied, InvalidInput, NotFound
+from lobstertrap.errors import InvalidInput, NotFound
 from lobstertrap.image import (
     context_digest,
     context_entries,
