@@ -219,7 +219,9 @@ class SeaweedFS:
         deadline = time.monotonic() + _START_SECONDS
         while True:
             try:
-                next(store.list("probe/"), None)
+                # A write needs every part of the server; a listing would not.
+                store.put("probe/started", b"")
+                store.delete("probe/started")
             except LobsterTrapError as error:
                 # Until the bucket is made, each kind of refusal may be seen.
                 if self._process is None or self._process.poll() is not None:
