@@ -220,7 +220,7 @@ class SeaweedFS:
         while True:
             try:
                 # A write needs every part of the server; a listing would not.
-                store.put("probe/started", b"")
+                store.put("probe/started", b"?")
                 store.delete("probe/started")
             except LobsterTrapError as error:
                 # Until the bucket is made, each kind of refusal may be seen.
