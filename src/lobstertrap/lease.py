@@ -118,7 +118,7 @@ class AgentRecord:
     agent: str
     epoch: int = 0
     turn: int = 0
-    """Counts the operations that held the agent: the fencing token of a restore."""
+    """Counts the operations that held the agent: the fencing token of a mover."""
     target: str | None = None
     """Where the agent lives; None until its first launch or restore."""
     state: Literal["running", "stopped"] = "stopped"

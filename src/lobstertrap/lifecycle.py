@@ -15,7 +15,13 @@ from typing import Any, Literal
 
 from lobstertrap import progress
 from lobstertrap.agent import AgentSpec
-from lobstertrap.errors import IntegrityError, NotFound, Refused, Unhealthy
+from lobstertrap.errors import (
+    IntegrityError,
+    NotFound,
+    Permanent,
+    Refused,
+    Unhealthy,
+)
 from lobstertrap.job import MoverJob, OnProgress, Progress
 from lobstertrap.lease import TTL, AgentRecord, Lease
 from lobstertrap.targets.base import AgentStatus, Fence, LogSource, Secrets, Target
@@ -57,8 +63,9 @@ class AgentHandle:
 def launch(handle: AgentHandle, target_name: str) -> AgentStatus:
     """Run the agent on the target and wait until it is healthy.
 
-    Raises `Refused` when it lives on another target or a migration is open, and
-    `Unhealthy` (the agent is then stopped again) when it does not become ready.
+    Raises `Refused` when it lives on another target, when a migration is open, or when
+    it would start with empty volumes although there is a snapshot; `Unhealthy` when it
+    does not become ready. An agent that cannot be run is left stopped.
     """
     refuse_unfinished(handle)
     _refuse_other_home(handle, target_name)
@@ -71,12 +78,20 @@ def launch(handle: AgentHandle, target_name: str) -> AgentStatus:
             f"{status.epoch}, its record says {record.epoch}",
             hint=f"lobstertrap stop {handle.spec.name}, then launch it again",
         )
-    if status.phase != "running":
-        image = target.ensure_image(handle.spec)
-        start(handle, target_name, image=image)
+    if record.snapshot is not None and not status.volumes:
+        raise Refused(
+            f"agent '{handle.spec.name}' has snapshots but no volumes on "
+            f"'{target_name}': it would start with nothing",
+            hint=f"lobstertrap restore {handle.spec.name} --to {target_name}",
+        )
     try:
+        if status.phase != "running":
+            image = target.ensure_image(handle.spec)
+            start(handle, target_name, image=image)
         return await_healthy(handle, target_name)
-    except Unhealthy:
+    except Refused:
+        raise
+    except Permanent:
         stop(handle, target_name)
         raise
 
@@ -160,7 +175,8 @@ def take_snapshot(
     if consistency == "stopped" and target.status(handle.spec).phase == "running":
         raise Refused(f"agent '{handle.spec.name}' runs on '{target_name}'")
     tags = {"target": target_name, "purpose": purpose}
-    job = _job(handle, "snapshot", consistency=consistency, tags=tags)
+    turn = handle.record().turn  # for a target that is a `Fence`
+    job = _job(handle, "snapshot", consistency=consistency, tags=tags, turn=turn)
     label = f"snapshot {handle.spec.name} on {target_name}"
     result = target.run_mover(handle.spec, job, _watch(handle, label))
     handle.lease.update(lambda record: replace(record, snapshot=result["snapshot"]))
@@ -178,13 +194,8 @@ def restore(handle: AgentHandle, target_name: str, *, snapshot: str) -> dict[str
         raise Refused(f"agent '{handle.spec.name}' runs on '{target_name}'")
     label = f"restore {handle.spec.name} on {target_name}"
     bar_latecomers(handle, target)
-    job = _job(
-        handle,
-        "restore",
-        snapshot=snapshot,
-        delete_extra=True,
-        turn=handle.record().turn,  # for a target that is a `Fence`
-    )
+    turn = handle.record().turn
+    job = _job(handle, "restore", snapshot=snapshot, delete_extra=True, turn=turn)
     result = target.run_mover(handle.spec, job, _watch(handle, label))
     if not result["verified"]:
         raise IntegrityError(f"the restore on '{target_name}' was not verified")

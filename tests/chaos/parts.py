@@ -274,6 +274,7 @@ class OpenTarget:
 
     def _snapshot(self, job: MoverJob) -> dict[str, Any]:
         place, world = self.place, self.process.world
+        self._admit(job)
         if place.volume is None:
             raise NotFound(f"no volume 'state' on '{self.name}'")
         if place.mover is not None:
@@ -286,10 +287,13 @@ class OpenTarget:
         world.snapshots[snapshot] = place.volume.messages
         return _result(snapshot, place.volume, uploaded_bytes=1)
 
+    def _admit(self, job: MoverJob) -> None:
+        if job.request["turn"] < self.place.turn_barred:
+            raise Refused(f"this mover comes too late on '{self.name}'")
+
     def _begin_restore(self, job: MoverJob) -> None:
         place = self.place
-        if job.request["turn"] < place.turn_barred:
-            raise Refused(f"this restore comes too late on '{self.name}'")
+        self._admit(job)
         if place.running:
             raise Refused(f"the agent runs on '{self.name}'")
         if place.mover is not None:

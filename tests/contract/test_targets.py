@@ -123,8 +123,10 @@ def mover_job(place: Place, agent: AgentSpec, command: Any, **fields: Any) -> Mo
     )
 
 
-def snapshot(place: Place, target: Target, agent: AgentSpec) -> dict[str, Any]:
-    job = mover_job(place, agent, "snapshot", consistency="stopped", tags={})
+def snapshot(
+    place: Place, target: Target, agent: AgentSpec, **fields: Any
+) -> dict[str, Any]:
+    job = mover_job(place, agent, "snapshot", consistency="stopped", tags={}, **fields)
     return target.run_mover(agent, job, lambda _: None)
 
 
@@ -387,7 +389,7 @@ def test_a_launch_that_comes_too_late_is_refused_even_after_a_removal(
     assert ready(target, agent).epoch == 5
 
 
-def test_a_restore_that_comes_too_late_is_refused(
+def test_a_mover_that_comes_too_late_is_refused(
     place: Place, target: Target, agent: AgentSpec
 ) -> None:
     if not isinstance(target, Fence):
@@ -400,6 +402,9 @@ def test_a_restore_that_comes_too_late_is_refused(
 
     with pytest.raises(Refused, match=agent.name):
         restore(place, target, agent, taken, turn=2)
+    with pytest.raises(Refused, match=agent.name):
+        snapshot(place, target, agent, turn=2)
 
+    assert snapshot(place, target, agent, turn=3)["snapshot"]
     assert restore(place, target, agent, taken, turn=3)["verified"]
     assert restore(place, target, agent, taken)["verified"]

@@ -140,13 +140,13 @@ class Fence(Protocol):
     """
 
     def fence(self, agent: AgentSpec, *, epoch: int, turn: int) -> None:
-        """Refuse launches up to `epoch`, and restores of a lower `turn`, from now on.
+        """Refuse launches up to `epoch`, and movers of a lower `turn`, from now on.
 
         Both numbers are kept on the target, also after `remove`, and never lowered. A
         launch that goes on at the same moment is refused, or is over and seen by the
         next `status`; what runs already goes on running. `launch` raises `Refused` for
-        an epoch that is fenced off, and so does `run_mover` for a restore whose request
-        has a lower `turn` (one without has none, and is let through).
+        an epoch that is fenced off, and so does `run_mover` for a request that has a
+        lower `turn` (one without has none, and is let through).
         """
 
 

@@ -244,8 +244,7 @@ class FakeTarget:
         self._maybe_fail("run_mover")
         self._maybe_fail(f"run_mover:{job.command}")
         paths = {name: self.volume(agent, name) for name in job.volumes}
-        if job.command == "restore":
-            self._admit_restore(agent, job.request.get("turn"))
+        self._admit_mover(agent, job)
         for name, path in paths.items():
             if job.command == "restore":
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -259,12 +258,13 @@ class FakeTarget:
         self._maybe_fail(f"after:run_mover:{job.command}")
         return result
 
-    def _admit_restore(self, agent: AgentSpec, turn: int | None) -> None:
-        found = self.place.instances.get(agent.name)
-        if found and found.running:
-            raise Refused(f"{self._about(agent)} runs, so its volumes are not written")
+    def _admit_mover(self, agent: AgentSpec, job: MoverJob) -> None:
+        turn = job.request.get("turn")
         if turn is not None and turn < self.place.turns[agent.name]:
-            raise Refused(f"{self._about(agent)} a restore of turn {turn} is too late")
+            raise Refused(f"{self._about(agent)} a mover of turn {turn} is too late")
+        found = self.place.instances.get(agent.name)
+        if job.command == "restore" and found and found.running:
+            raise Refused(f"{self._about(agent)} runs, so its volumes are not written")
 
     def remove(self, agent: AgentSpec, *, volumes: bool = False) -> None:
         """Forget a stopped instance; see base.py."""

@@ -191,8 +191,7 @@ class HostTarget:
                     f"{about} it runs, so its volumes are not written",
                     hint="stop the agent first",
                 )
-            if not reads:
-                self._fence(agent).admit_restore(job.request.get("turn"))
+            self._fence(agent).admit_mover(job.request.get("turn"))
             for path in paths.values():
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
             request = job.to_json(

@@ -56,12 +56,12 @@ class EpochFence:
                 hint=_HINT,
             )
 
-    def admit_restore(self, turn: int | None) -> None:
-        """Raise `Refused` for a restore whose turn is over; the caller has the lock."""
+    def admit_mover(self, turn: int | None) -> None:
+        """Raise `Refused` for a mover whose turn is over; the caller has the lock."""
         _, fenced = self._read()
         if turn is not None and turn < fenced:
             raise Refused(
-                f"{self.about} a restore of turn {turn} comes too late, it is turn"
+                f"{self.about} a mover of turn {turn} comes too late, it is turn"
                 f" {fenced} here",
                 hint=_HINT,
             )

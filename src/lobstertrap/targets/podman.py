@@ -164,8 +164,8 @@ class PodmanTarget:
         self, agent: AgentSpec, job: MoverJob, on_progress: OnProgress
     ) -> dict[str, Any]:
         """Run the mover beside the volumes. See `Target`."""
+        self._fence(agent).admit_mover(job.request.get("turn"))
         if job.command == "restore":
-            self._fence(agent).admit_restore(job.request.get("turn"))
             self._refuse_running(agent)
             self._ensure_volumes(agent)
         here = {volume["Labels"][spec.VOLUME] for volume in self._volumes(agent)}

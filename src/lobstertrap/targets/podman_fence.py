@@ -46,12 +46,12 @@ class PodmanFence:
                 hint=_HINT,
             )
 
-    def admit_restore(self, turn: int | None) -> None:
-        """Raise `Refused` for a restore whose turn is over."""
+    def admit_mover(self, turn: int | None) -> None:
+        """Raise `Refused` for a mover whose turn is over."""
         _, fenced = self._read(self._found())
         if turn is not None and turn < fenced:
             raise Refused(
-                f"target '{self.target}': agent '{self.agent}': a restore of turn "
+                f"target '{self.target}': agent '{self.agent}': a mover of turn "
                 f"{turn} comes too late, it is turn {fenced} here",
                 hint=_HINT,
             )
