@@ -19,6 +19,7 @@ from lobstertrap.errors import (
     InvalidInput,
     NotFound,
 )
+from lobstertrap.job import Progress
 from lobstertrap.repository import (
     Owners,
     Repository,
@@ -67,6 +68,25 @@ def test_everything_comes_back_as_it_was(repo: Repository, tmp_path: Path) -> No
     assert result.tree_digest == snapshot.tree_digest
     assert result.tree_digest == tree_digest({"state": tmp_path / "out"}, OWNERS)
     assert result.warnings == ()
+
+
+@pytest.mark.parametrize("limit", ["BYTES", "PIECES", "HANDLES"])
+def test_windows_of_any_size_give_the_same(
+    repo: Repository,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: str,
+) -> None:
+    make_everything(tmp_path / "in")
+    snapshot = snap(repo, tmp_path / "in")
+    monkeypatch.setattr(f"lobstertrap.repository.rebuild.WINDOW_{limit}", 2)
+    progress: list[Progress] = []
+
+    bring_back(repo, snapshot, tmp_path / "out", on_progress=progress.append)
+
+    assert describe(tmp_path / "out") == describe(tmp_path / "in")
+    assert progress[-1].done_files <= snapshot.files
+    assert sum(p.phase == "verify" and p.done_files == 0 for p in progress) == 1
 
 
 def test_holes_stay_holes(repo: Repository, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 class Target:
     """A file that is being restored: a temporary name until everything is in it."""
 
-    __slots__ = ("complete", "directory", "handle", "name", "row", "temporary")
+    __slots__ = ("directory", "handle", "name", "row", "temporary")
 
     def __init__(self, row: Row, name: bytes, directory: Directory) -> None:
         self.row = row
@@ -22,8 +22,6 @@ class Target:
         self.directory = directory.hold()
         self.handle = -1
         self.temporary = ""
-        self.complete = False
-        """All its pieces are planned."""
 
     def open(self) -> None:
         """Make the temporary file at its full size: what is not written is a hole."""

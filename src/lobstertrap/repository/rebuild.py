@@ -75,6 +75,7 @@ class _Batch:
     window: Window = field(default_factory=Window)
     targets: list[Target] = field(default_factory=list)
     directories: set[bytes] = field(default_factory=set)
+    open_files: int = 0
     futures: list[Future[None]] = field(default_factory=list)
 
     @property
@@ -82,7 +83,7 @@ class _Batch:
         return (
             self.window.size >= WINDOW_BYTES
             or self.window.pieces >= WINDOW_PIECES
-            or len(self.directories) >= WINDOW_HANDLES
+            or len(self.directories) + self.open_files >= WINDOW_HANDLES
         )
 
 
@@ -241,22 +242,18 @@ class Rebuild:
         if content is None:
             raise IntegrityError(f"{shown(row[PATH])} has no content")
         target = Target(row, name, level.directory)
-        self._batch.targets.append(target)
-        self._batch.directories.add(level.directory.path)
         self.files_written += 1
         self.bytes_written += row[SIZE]
         alone = present is None or row[SIZE] <= WHOLE
         if alone and isinstance(content, bytes) and len(content) == len(HOLE):
             self._plan(content, row[SIZE], target, 0)
-            target.complete = True
-            self._flush_if_full()
+            self._planned(target)
             return
         self._open = target
         target.open()
         self._fill(target, content, present)
-        target.complete = True
         self._open = None
-        self._flush_if_full()
+        self._planned(target)
 
     def _keep(
         self, level: _Level, name: bytes, row: Row, present: os.stat_result
@@ -330,14 +327,21 @@ class Rebuild:
 
     # Windows
 
+    def _planned(self, target: Target) -> None:
+        """Let the present window finish the file: earlier ones are done by then."""
+        self._batch.targets.append(target)
+        self._batch.directories.add(target.directory.path)
+        self._batch.open_files += target.handle >= 0
+        self._flush_if_full()
+
     def _flush_if_full(self) -> None:
         if self._batch.full:
             self._flush()
 
     def _flush(self) -> None:
         """Start this window; the one before must be done, so two are in memory."""
-        batch, self._batch = self._batch, _Batch()
         self._settle()
+        batch, self._batch = self._batch, _Batch()
         batch.futures = [
             self._pool.submit(self._write_pack, pack, wanted)
             for pack, wanted in batch.window.packs.items()
@@ -350,13 +354,11 @@ class Rebuild:
             return
         for future in batch.futures:
             future.result()
-        for target in batch.targets:
-            if not target.complete:  # it goes on in the next window
-                self._batch.targets.append(target)
-                continue
+        while batch.targets:
+            target = batch.targets[-1]
             if target.handle >= 0:
                 target.finish(self._attributes)
-            target.directory.release()
+            batch.targets.pop().directory.release()
         self._running = None
         self._on_progress(
             Progress(
@@ -397,6 +399,9 @@ class Rebuild:
             for target in batch.targets:
                 target.abandon()
                 target.directory.release()
+        if self._open is not None:
+            self._open.abandon()
+            self._open.directory.release()
         for level in self._levels:
             level.directory.release()
 
