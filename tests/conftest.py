@@ -3,5 +3,6 @@
 pytest_plugins = [
     "tests.fixtures.s3",
     "tests.fixtures.podman",
+    "tests.fixtures.cluster",
     "tests.fixtures.prefect",
 ]

@@ -1,10 +1,7 @@
 """The node's first process: starts every part, restarts what ends, reaps what is left.
 
 It is process 1 of a PID namespace and has a mount namespace of its own, so that with it
-ends every part and every container, and every mount is gone:
-
-    unshare --mount --pid --fork --kill-child --mount-proc \\
-      python -m tests.cluster.node DIRECTORY
+ends every part and every container, and every mount is gone (`Cluster` starts it so).
 """
 
 from __future__ import annotations

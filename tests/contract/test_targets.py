@@ -39,6 +39,7 @@ PLACES = [
     pytest.param("podman_laptop", marks=pytest.mark.podman),
     pytest.param("podman_rootless", marks=pytest.mark.podman),
     pytest.param("podman_tcp", marks=pytest.mark.podman),
+    pytest.param("kubernetes", marks=pytest.mark.kubernetes),
 ]
 SECRETS = {"TALLY_TOKEN": SecretValue(TOKEN)}
 KEY = "a passphrase for tests"
@@ -218,7 +219,7 @@ def test_a_stopped_agent_is_gone_and_stopping_again_is_no_error(
     assert status.volumes == ("state",)
     if place.real:
         host, port = address.split(":")
-        with pytest.raises(ConnectionError):
+        with pytest.raises(OSError, match=r"refused|No route|timed out"):
             socket.create_connection((host, int(port)), timeout=5)
 
 
@@ -339,7 +340,7 @@ def test_a_secret_that_should_be_on_the_target_is_missed(
 def test_a_port_in_use_is_a_clear_error_and_nothing_runs(
     place: Place, target: Target, agent: AgentSpec
 ) -> None:
-    if not place.real:
+    if not (place.real and place.publishes):
         return
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]
