@@ -84,11 +84,11 @@ def _flow(process: Process, flow: Flow[Any, Any]) -> Callable[..., Any]:
         if isinstance(value, Task)
     }
     names["hold"] = lambda agent, kind: hold(process, agent, kind)
-    return _rebind(flow.fn, names)
+    return rebind(flow.fn, names)
 
 
 def _step(process: Process, task: Task[Any, Any]) -> Callable[..., Any]:
-    function = _rebind(
+    function = rebind(
         task.fn,
         {
             "open_handle": lambda agent, operation: process.handle(operation),
@@ -119,7 +119,7 @@ class _Repository:
         return SimpleNamespace(id=snapshot)
 
 
-def _rebind(function: Callable[..., Any], names: dict[str, Any]) -> Callable[..., Any]:
+def rebind(function: Callable[..., Any], names: dict[str, Any]) -> Callable[..., Any]:
     """Return a copy of `function` and of its module's others, which see `names`."""
     scope = {**function.__globals__}
     for name, value in function.__globals__.items():

@@ -1,0 +1,240 @@
+"""A real tally on host targets, somebody who talks to it all the time, and a driver."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lobstertrap import config, lifecycle
+from lobstertrap.errors import LobsterTrapError
+from lobstertrap.lease import AgentRecord, read_record
+from tests.fixtures.tally import AGENT, TOKEN, Answered, TallyClient, entries, rows
+
+TARGETS = ("laptop", "server")
+INTERVAL = 0.02
+
+
+@dataclass
+class Talker:
+    """Sends tally a message every 20 ms, wherever it is, and remembers what it said."""
+
+    loaded: config.Config
+    acknowledged: list[tuple[str, int, int]] = field(default_factory=list)
+    """Text, epoch and sequence number, in the order of the answers."""
+    two_running: int = 0
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> None:
+        """Talk until told to stop."""
+        spec, number = self.loaded.agent("tally"), 0
+        targets = [self.loaded.target(name) for name in TARGETS]
+        while not self._stop.is_set():
+            running = []
+            for target in targets:
+                with suppress(LobsterTrapError):
+                    status = target.status(spec)
+                    if status.phase == "running":
+                        running.append(status.addresses["http"])
+            self.two_running += len(running) > 1
+            for address in running:
+                with suppress(OSError, Answered, HTTPException, ValueError):
+                    while not self._stop.wait(INTERVAL):
+                        number += 1
+                        self._say(TallyClient(address=address), f"message {number}")
+
+    def _say(self, client: TallyClient, text: str) -> None:
+        answer = client.post("/message", {"text": text})
+        self.acknowledged.append((text, answer["epoch"], answer["sequence"]))
+
+    def stop(self) -> None:
+        """Fall silent."""
+        self._stop.set()
+
+
+@dataclass
+class Ended:
+    """How a process of the driver ended."""
+
+    status: int
+    receipt: dict[str, Any] | None
+
+
+class Driver:
+    """The program tests/chaos/driver.py."""
+
+    def __init__(self, directory: Path) -> None:
+        self.log = (directory / "driver.log").open("w+")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.chaos.driver"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+            cwd=directory,
+        )
+
+    def migrate(
+        self,
+        to: str,
+        *,
+        kill: tuple[str, str] | None = None,
+        kill_after: float | None = None,
+        abort: bool = False,
+    ) -> Ended:
+        """Run a migration; kill it at a step's boundary, or after so many seconds."""
+        assert self._process.stdin
+        request = {"agent": "tally", "to": to, "abort": abort, "kill": kill}
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        answer = self._answer()
+        timer = None
+        if kill_after is not None:
+            timer = threading.Timer(
+                kill_after, os.kill, (answer["pid"], signal.SIGKILL)
+            )
+            timer.start()
+        receipt = None
+        while "status" not in (answer := self._answer()):
+            receipt = answer.get("receipt", receipt)
+        if timer is not None:
+            timer.cancel()  # a pid that is waited for may be another's soon
+            timer.join()
+        return Ended(status=answer["status"], receipt=receipt)
+
+    def errors(self) -> str:
+        """Return what its processes wrote on standard error."""
+        self.log.flush()
+        return Path(self.log.name).read_text()
+
+    def close(self) -> None:
+        """End it."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.kill()
+        self._process.wait(20)
+        for stream in (self._process.stdin, self._process.stdout, self.log):
+            stream.close()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        assert line, self.errors()
+        return dict(json.loads(line))
+
+
+@dataclass
+class Place:
+    """One lobstertrap.toml with two host targets, and tally on the first."""
+
+    directory: Path
+    driver: Driver
+    talker: Talker
+
+    @property
+    def record(self) -> AgentRecord:
+        """Read the agent's record."""
+        found = read_record(self.talker.loaded.open_store(), "tally")
+        assert found
+        return found
+
+    def state(self, target: str) -> Path:
+        """Return the directory of tally's volume on a target."""
+        return self.directory / target / "tally" / "volumes" / "state"
+
+    def running(self) -> list[tuple[str, int | None]]:
+        """Name the targets where tally runs, and the epochs."""
+        spec = self.talker.loaded.agent("tally")
+        found = []
+        for name in TARGETS:
+            status = self.talker.loaded.target(name).status(spec)
+            if status.phase == "running":
+                found.append((name, status.epoch))
+        return found
+
+    def assert_sound(self, home: str) -> None:
+        """Check from outside that nothing is lost, doubled or running twice."""
+        record = self.record
+        assert record.target == home, self.driver.errors()
+        assert record.migration is None
+        assert self.running() == [(home, record.epoch)]
+        assert self.talker.two_running == 0
+        heard = list(self.talker.acknowledged)
+        written = entries(self.state(home))
+        by_text = {entry["text"]: entry for entry in written}
+        assert len(by_text) == len(written), "a message is doubled"
+        for text, epoch, sequence in heard:
+            assert text in by_text, f"{text} was acknowledged and is lost"
+            assert by_text[text]["sequence"] == sequence
+            assert by_text[text]["epoch"] == epoch
+        epochs = [entry["epoch"] for entry in written]
+        assert epochs == sorted(epochs), "epochs interleave"
+        assert len(rows(self.state(home))) >= len(written)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    shutil.copytree(AGENT, tmp_path / "agents" / "tally")
+    (tmp_path / config.FILE_NAME).write_text(CONFIG.format(root=tmp_path))
+    for name, value in {
+        config.VARIABLE: str(tmp_path / config.FILE_NAME),
+        "TEST_REPOSITORY_KEY": "a key for tests",
+        "TALLY_TOKEN": TOKEN,
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    loaded = config.load(tmp_path, os.environ)
+    with loaded.hold("tally", "launch") as handle:
+        lifecycle.launch(handle, "laptop")
+    talker, driver = Talker(loaded), Driver(tmp_path)
+    mouth = threading.Thread(target=talker.run)
+    mouth.start()
+    try:
+        yield Place(directory=tmp_path, driver=driver, talker=talker)
+    finally:
+        talker.stop()
+        mouth.join(60)
+        driver.close()
+        for name in TARGETS:
+            loaded.target(name).stop(loaded.agent("tally"))
+
+
+CONFIG = """\
+agents = "agents"
+
+[store]
+url = "file://{root}/store"
+
+[repository]
+key = "${{TEST_REPOSITORY_KEY}}"
+
+[targets.laptop]
+kind = "host"
+root = "{root}/laptop"
+
+[targets.server]
+kind = "host"
+root = "{root}/server"
+"""
+
+
+def wait_for_messages(talker: Talker, count: int = 5, seconds: float = 30) -> None:
+    """Return when so many more messages were acknowledged."""
+    wanted, deadline = len(talker.acknowledged) + count, time.monotonic() + seconds
+    while len(talker.acknowledged) < wanted:
+        assert time.monotonic() < deadline, "tally does not answer"
+        time.sleep(0.02)

@@ -1,0 +1,122 @@
+"""Runs real migrations in processes that die when they are told to.
+
+Started once (`python -m tests.chaos.driver`), because the imports cost seconds; for
+each line of JSON on its standard input it forks a process that runs the code of
+flows/migrate_agent.py, without Prefect, on the lobstertrap.toml of its directory:
+
+    {"agent": "tally", "to": "server", "abort": false, "kill": ["stop_source", "after"]}
+
+It answers with two lines: the process's id when it starts, and how it ended.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+from prefect import Task
+
+from flows.migrate_agent import migrate_agent
+from lobstertrap.errors import Transient
+from tasks import step
+from tests.chaos.commands import rebind
+
+log = logging.getLogger("chaos")
+
+PAUSES = (0.5, 1.0, 2.0)
+"""Seconds before a step with a transient error is tried again, as in tasks/step.py."""
+
+STEPS = (
+    "check_plan",
+    "begin_migration",
+    "stage_destination",
+    "precopy_state",
+    "stop_source",
+    "transfer_state",
+    "launch_destination",
+    "await_destination",
+    "commit_migration",
+    "retire_source",
+)
+"""The steps of a migration in the flow's order."""
+
+
+def main() -> None:
+    """Serve requests until the input ends."""
+    step.get_run_logger = lambda: log  # type: ignore[assignment]
+    for line in sys.stdin:
+        request = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            os._exit(_run(request))
+        _say({"pid": child})
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        _say({"status": status})
+
+
+def _run(request: dict[str, Any]) -> int:
+    try:
+        receipt = _flow(request.get("kill"))(
+            request["agent"], request["to"], request["abort"]
+        )
+        _say({"receipt": receipt})
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _flow(kill: list[str] | None) -> Callable[..., Any]:
+    names = {
+        name: _step(name, value, kill)
+        for name, value in migrate_agent.fn.__globals__.items()
+        if isinstance(value, Task)
+    }
+    return rebind(migrate_agent.fn, names)
+
+
+def _step(name: str, task: Task[Any, Any], kill: list[str] | None) -> Any:
+    function = rebind(
+        task.fn,
+        {
+            "live_progress": lambda what: nullcontext(),
+            "create_markdown_artifact": lambda *args, **kwargs: None,
+        },
+    )
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if kill == [name, "before"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = _again(function, args, kwargs)
+        if kill == [name, "after"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    return run
+
+
+def _again(function: Any, args: Any, kwargs: Any) -> Any:
+    for pause in PAUSES:
+        try:
+            return function(*args, **kwargs)
+        except Transient as error:
+            log.warning("tried again: %s", error)
+            time.sleep(pause)
+    return function(*args, **kwargs)
+
+
+def _say(answer: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
