@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,6 @@ from lobstertrap.lease import AgentRecord, read_record
 from lobstertrap.stores.settings import StoreSettings
 from lobstertrap.targets.base import AgentStatus
 from tests.fixtures.tally import AGENT, TOKEN, TallyClient
-
-pytestmark = [pytest.mark.prefect, pytest.mark.s3]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +77,15 @@ class World:
             start_new_session=True,
         )
 
+    def settle_on(self, target: str) -> None:
+        """Wait until no migration is open and nobody holds tally, which runs there."""
+        deadline = time.monotonic() + 60
+        while self.record.migration is not None or self.record.operation is not None:
+            assert time.monotonic() < deadline, self.record
+            time.sleep(0.1)
+        assert self.running() == [target]
+        assert self.record.target == target
+
     def wait_for(self, step: str, seconds: float = 60) -> None:
         """Return when the journal of the open migration shows the step."""
         deadline = time.monotonic() + seconds
@@ -92,32 +100,53 @@ class World:
 @pytest.fixture
 def world(
     tmp_path: Path,
-    store_settings: StoreSettings,
+    seaweedfs_settings: StoreSettings,
     prefect_environment: dict[str, str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[World]:
     """Return a fresh world; its agents are stopped and removed at the end."""
-    _copy_tally(tmp_path / "agents" / "tally")
-    (tmp_path / config.FILE_NAME).write_text(_config_text(store_settings), "utf-8")
-    assert store_settings.access_key is not None
-    assert store_settings.secret_key is not None
-    for name, value in {
-        config.VARIABLE: str(tmp_path / config.FILE_NAME),
-        "TEST_ACCESS_KEY": store_settings.access_key.reveal(),
-        "TEST_SECRET_KEY": store_settings.secret_key.reveal(),
+    with _made(tmp_path, seaweedfs_settings, prefect_environment) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared_world(
+    tmp_path_factory: pytest.TempPathFactory,
+    seaweedfs_settings: StoreSettings,
+    prefect_environment: dict[str, str],
+) -> Iterator[World]:
+    """Return a world that a module's tests use one after the other."""
+    directory = tmp_path_factory.mktemp("world")
+    with _made(directory, seaweedfs_settings, prefect_environment) as made:
+        yield made
+
+
+@contextmanager
+def _made(
+    directory: Path, bucket: StoreSettings, prefect: dict[str, str]
+) -> Iterator[World]:
+    store = replace(bucket, url=f"{bucket.url}/{secrets.token_hex(6)}")
+    assert store.access_key is not None
+    assert store.secret_key is not None
+    _copy_tally(directory / "agents" / "tally")
+    (directory / config.FILE_NAME).write_text(_config_text(store), "utf-8")
+    variables = {
+        config.VARIABLE: str(directory / config.FILE_NAME),
+        "TEST_ACCESS_KEY": store.access_key.reveal(),
+        "TEST_SECRET_KEY": store.secret_key.reveal(),
         "TEST_REPOSITORY_KEY": "a key for tests",
         "TALLY_TOKEN": TOKEN,
-        **{k: v for k, v in prefect_environment.items() if k.startswith("PREFECT_")},
-    }.items():
-        monkeypatch.setenv(name, value)
-    made = World(directory=tmp_path)
-    yield made
-    monkeypatch.setenv("TALLY_TOKEN", TOKEN)
-    loaded = made.config
-    for name in ("laptop", "server"):
-        with suppress(LobsterTrapError):
-            loaded.target(name).stop(loaded.agent("tally"))
-            loaded.target(name).remove(loaded.agent("tally"), volumes=True)
+        **{k: v for k, v in prefect.items() if k.startswith("PREFECT_")},
+    }
+    made = World(directory=directory)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        yield made
+        loaded = made.config
+        for name in ("laptop", "server"):
+            with suppress(LobsterTrapError):
+                loaded.target(name).stop(loaded.agent("tally"))
+                loaded.target(name).remove(loaded.agent("tally"), volumes=True)
 
 
 def _copy_tally(directory: Path) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -59,13 +60,16 @@ class Served:
         raise TimeoutError(run_id)
 
 
-@pytest.fixture
-def start_serve(world, tmp_path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start `lobstertrap serve` with a data directory of the test's own."""
+@pytest.fixture(scope="module")
+def start_serve(
+    shared_world, tmp_path_factory
+) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start `lobstertrap serve`; all in one data directory."""
+    data = tmp_path_factory.mktemp("serve")
     started = []
 
     def start(*arguments: str) -> subprocess.Popen[str]:
-        command = world.start("serve", "--data-dir", str(tmp_path / "p"), *arguments)
+        command = shared_world.start("serve", "--data-dir", str(data), *arguments)
         started.append(command)
         return command
 
@@ -80,10 +84,15 @@ def start_serve(world, tmp_path) -> Iterator[Callable[..., subprocess.Popen[str]
             raise
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def served(start_serve) -> Iterator[Served]:
-    """Return a `lobstertrap serve` that is ready."""
-    command = start_serve("--port", str(free_port()))
+    """Return a `lobstertrap serve` that is ready, for all tests here."""
+    with ready(start_serve("--port", str(free_port()))) as made:
+        yield made
+
+
+@contextmanager
+def ready(command: subprocess.Popen[str]) -> Iterator[Served]:
     said = ""
     while "Ctrl-C ends it" not in said:
         line = command.stdout.readline()
@@ -94,72 +103,56 @@ def served(start_serve) -> Iterator[Served]:
         yield Served(command, api)
 
 
+@pytest.fixture
+def on_laptop(shared_world, served):
+    """Let tally run on `laptop`, whatever the test before did with it."""
+    said = served.run("launch-agent", "--param", "on=laptop", "--watch")
+    assert "Completed" in said
+    return shared_world
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def test_the_bare_command_migrates_an_agent(world, served):
-    said = served.run("launch-agent/default", "--param", "on=laptop", "--watch")
-    assert "Completed" in said
-    world.tally("laptop").say("hello")
+def test_the_bare_command_migrates_an_agent(on_laptop, served):
+    before = on_laptop.tally("laptop").say("hello")
 
     said = served.run("migrate-agent", "--watch")
 
     assert "Completed" in said
-    assert world.running() == ["server"]
-    assert world.tally("server").say("and on") == 2
+    on_laptop.settle_on("server")
+    assert on_laptop.tally("server").say("and on") == before + 1
 
     said = served.run(
         *("migrate-agent/default", "--param", "agent=tally"),
         *("--param", "to=laptop", "--watch"),
     )
     assert "Completed" in said
-    assert world.running() == ["laptop"]
+    on_laptop.settle_on("laptop")
 
 
-def test_a_cancel_in_the_ui_rolls_the_migration_back(world, served):
-    served.run("launch-agent", "--param", "on=laptop", "--watch")
+def test_a_cancel_in_the_ui_rolls_the_migration_back(on_laptop, served):
     run = re.search(r"UUID: (\S+)", served.run("migrate-agent"))[1]
-    world.wait_for("cutover")
+    on_laptop.wait_for("cutover")
 
     with served.client() as client:
         client.set_flow_run_state(run, Cancelling())
 
     assert served.wait_for_state(run) == "Cancelled"
-    assert world.running() == ["laptop"]
-    assert world.record.migration is None
-    assert world.record.operation is None
+    on_laptop.settle_on("laptop")
 
 
-def test_ending_serve_rolls_back_what_it_runs(world, served):
-    served.run("launch-agent", "--param", "on=laptop", "--watch")
-    served.run("migrate-agent")
-    world.wait_for("cutover")
-
-    served.process.send_signal(signal.SIGINT)
-    said, wrong = served.process.communicate(timeout=120)
-
-    assert served.process.returncode == 0, wrong
-    assert "stopping" in said
-    assert world.running() == ["laptop"]
-    assert world.record.migration is None
-
-
-def test_a_killed_flow_is_rolled_back_by_its_runner(world, served):
-    served.run("launch-agent", "--param", "on=laptop", "--watch")
+def test_a_killed_flow_is_rolled_back_by_its_runner(on_laptop, served):
     run = re.search(r"UUID: (\S+)", served.run("migrate-agent"))[1]
-    world.wait_for("cutover")
+    on_laptop.wait_for("cutover")
 
-    os.kill(world.record.operation.holder.pid, signal.SIGKILL)
+    os.kill(on_laptop.record.operation.holder.pid, signal.SIGKILL)
 
     assert served.wait_for_state(run) == "Crashed"
-    deadline = time.monotonic() + 60
-    while world.record.migration is not None and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert world.record.migration is None
-    assert world.running() == ["laptop"]
+    on_laptop.settle_on("laptop")
 
 
 def test_a_second_serve_in_the_same_directory_is_refused(served, start_serve):
@@ -171,13 +164,15 @@ def test_a_second_serve_in_the_same_directory_is_refused(served, start_serve):
     assert "hint: " in said
 
 
-def test_a_taken_port_is_named(start_serve):
+def test_a_taken_port_is_named(start_serve, shared_world, tmp_path):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
 
-        command = start_serve("--port", str(port))
+        command = shared_world.start(
+            *("serve", "--data-dir", str(tmp_path), "--port", str(port))
+        )
         _, said = command.communicate(timeout=60)
 
     assert command.returncode == 1
@@ -185,12 +180,25 @@ def test_a_taken_port_is_named(start_serve):
     assert "Traceback" not in said
 
 
-def test_serve_ends_with_a_reason_when_its_server_dies(served):
-    os.kill(server_of(served.process), signal.SIGKILL)
+def test_ending_serve_rolls_back_what_it_runs(on_laptop, served):
+    served.run("migrate-agent")
+    on_laptop.wait_for("cutover")
 
-    _, said = served.process.communicate(timeout=60)
+    served.process.send_signal(signal.SIGINT)
+    said, wrong = served.process.communicate(timeout=120)
 
-    assert served.process.returncode == 1
+    assert served.process.returncode == 0, wrong
+    assert "stopping" in said
+    on_laptop.settle_on("laptop")
+
+
+def test_serve_ends_with_a_reason_when_its_server_dies(start_serve):
+    with ready(start_serve("--port", str(free_port()))) as second:
+        os.kill(server_of(second.process), signal.SIGKILL)
+
+        _, said = second.process.communicate(timeout=60)
+
+    assert second.process.returncode == 1
     assert "Prefect's server ended by itself" in said
 
 

@@ -71,22 +71,33 @@ def demo(
     With `keep` Prefect's UI stays until Enter or Ctrl-C; on a terminal it does so by
     itself. Raises `IntegrityError` when something could not be proved.
     """
-    began = time.monotonic()
     report = Report()
+    if keep is None:
+        keep = sys.stdout.isatty() and sys.stdin.isatty()
     with Stage(directory or find_checkout() / ".demo", targets) as stage:
-        with _cleaned(stage):
-            _play(stage, report)
-        report.left_behind = stage.close_all_but_the_ui()
-        report.proofs["nothing left behind"] = not report.left_behind
-        report.seconds = round(time.monotonic() - began, 1)
-        _summarise(report, stage)
-        if keep or (keep is None and sys.stdout.isatty() and sys.stdin.isatty()):
+        try:
+            _run(stage, report)
+        except LobsterTrapError as error:
+            if keep:
+                _say(f"failed: {error.message}\nPrefect's UI: {stage.server.url}/runs")
+                _wait_for_enter()
+            raise
+        if keep:
             _wait_for_enter()
     if as_json:
         _say(json.dumps(report.to_dict()))
     if not report.to_dict()["ok"]:
         failed = [what for what, shown in report.proofs.items() if not shown]
         raise IntegrityError(f"the demo could not prove: {', '.join(failed)}")
+
+
+def _run(stage: Stage, report: Report) -> None:
+    with _cleaned(stage):
+        _play(stage, report)
+    report.left_behind = stage.close_all_but_the_ui()
+    report.proofs["nothing left behind"] = not report.left_behind
+    report.seconds = round(time.monotonic() - stage.began, 1)
+    _summarise(report, stage)
 
 
 def _play(stage: Stage, report: Report) -> None:

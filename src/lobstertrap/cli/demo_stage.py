@@ -7,6 +7,7 @@ import os
 import secrets
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -54,6 +55,7 @@ class Stage:
 
     def __init__(self, directory: Path, kinds: Kinds) -> None:
         self.directory = directory.absolute()
+        self.began = time.monotonic()
         self.engines: dict[str, PodmanEngine] = {}
         self.note = ""
         """Why there is no Podman, when it was wanted."""
