@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lobstertrap.job import OnProgress, Progress
 from lobstertrap.repository.chunker import assert_compiled
+from lobstertrap.repository.commit import commit
 from lobstertrap.repository.entry import DIRECTORY, FILE, MTIME, SIZE, TYPE, Row
 from lobstertrap.repository.exclude import Exclude
 from lobstertrap.repository.format import ID_SIZE
@@ -101,7 +102,7 @@ def take_snapshot(
             places=places,
             owners=owners,
         )
-        repo.put_snapshot(snapshot)
+        commit(repo, index, snapshot)
     return snapshot
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -111,6 +111,20 @@ class IndexTable:
                 return found // ID_SIZE
             start = found + 1
 
+    def rows(self, blob_id: bytes) -> range:
+        """Return every row of a blob; more than one when several packs have it."""
+        first = last = self.row(blob_id)
+        if first < 0:
+            return range(0)
+        while self.ids[(last + 1) * ID_SIZE : (last + 2) * ID_SIZE] == blob_id:
+            last += 1
+        return range(first, last + 1)
+
+    @property
+    def columns(self) -> tuple[array[int], array[int], array[int]]:
+        """Segment, offset and length of every row."""
+        return self._segment, self._offset, self._length
+
     def location(self, row: int) -> Location:
         """Return where the blob of `row` is; raises `IntegrityError`."""
         segment = self.segments[self._segment[row]]
@@ -162,8 +176,14 @@ def encode_index(packs: Iterable[PackTable], replaces: Iterable[bytes] = ()) -> 
 class Index:
     """All blobs that are stored, as far as this process knows; safe for reading."""
 
-    def __init__(self, tables: Iterable[IndexTable] = ()) -> None:
+    def __init__(
+        self,
+        tables: Iterable[IndexTable] = (),
+        avoid: frozenset[bytes] = frozenset(),
+    ) -> None:
         self._tables = sorted(tables, key=len, reverse=True)
+        self.avoid = avoid
+        """Condemned packs: no new snapshot rests on them, and readers use them last."""
 
     def add(self, table: IndexTable) -> None:
         """Make the blobs of one more table known."""
@@ -174,15 +194,38 @@ class Index:
         """Every known pack by its id."""
         return {pack.id: pack for table in self._tables for pack in table.packs}
 
+    @property
+    def tables(self) -> Sequence[IndexTable]:
+        """The tables, in the order in which they are asked."""
+        return self._tables
+
     def __contains__(self, blob_id: bytes) -> bool:
+        if self.avoid:
+            return any(
+                location.segment.pack.id not in self.avoid
+                for location in self.locations(blob_id)
+            )
         return any(table.row(blob_id) >= 0 for table in self._tables)
+
+    def locations(self, blob_id: bytes) -> Iterator[Location]:
+        """Yield every place where a blob is."""
+        for table in self._tables:
+            for row in table.rows(blob_id):
+                yield table.location(row)
 
     def find(self, blob_id: bytes) -> Location:
         """Return where a blob is; raises `IntegrityError` when it is nowhere."""
+        last_resort = None
         for table in self._tables:
             row = table.row(blob_id)
-            if row >= 0:
-                return table.location(row)
+            if row < 0:
+                continue
+            found = table.location(row)
+            if not self.avoid or found.segment.pack.id not in self.avoid:
+                return found
+            last_resort = found
+        if last_resort is not None:
+            return last_resort
         raise IntegrityError(
             f"blob {blob_id.hex()} is in no index",
             hint="run the check of the repository",

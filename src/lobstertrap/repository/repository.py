@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,10 +20,14 @@ from lobstertrap.repository.blobs import BlobReader
 from lobstertrap.repository.cache import ObjectCache
 from lobstertrap.repository.crypto import Keys, open_object, seal_object
 from lobstertrap.repository.format import (
+    CONDEMNED_PREFIX,
     CONFIG_KEY,
+    ID_SIZE,
     INDEX_PREFIX,
+    KIND_CONDEMNED,
     KIND_INDEX,
     KIND_SNAPSHOT,
+    MAX_CONDEMNED,
     MAX_INDEX,
     MAX_SNAPSHOT,
     SNAPSHOT_PREFIX,
@@ -39,6 +44,16 @@ _MIN_ID = 32
 _READERS = 8
 _T = TypeVar("_T")
 _U = TypeVar("_U")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """One object below `repository/condemned/`."""
+
+    key: str
+    packs: frozenset[bytes]
+    modified: float
+    """When it was put, by the store's clock."""
 
 
 class Repository:
@@ -156,22 +171,32 @@ class Repository:
 
     def put_snapshot(self, snapshot: Snapshot) -> None:
         """Make a snapshot visible; everything it needs is already stored."""
-        name = SnapshotName(
-            milliseconds=int(snapshot.created_at * 1000),
-            tag=self.keys.agent_tag(snapshot.agent),
-            id=snapshot.id,
-        )
+        name = self.name_of(snapshot)
         header = Header(kind=KIND_SNAPSHOT, id=bytes.fromhex(snapshot.id))
         pieces = seal_object(self.keys, header, snapshot.encode())
         self.store.put(name.key, pieces, if_absent=True)
         if self.cache:
             self.cache.put(name.key, b"".join(pieces))
 
+    def delete_snapshot(self, snapshot: Snapshot) -> None:
+        """Take a snapshot away; its blobs stay until a prune."""
+        self.store.delete(self.name_of(snapshot).key)
+        if self.cache:
+            self.cache.drop(self.name_of(snapshot).key)
+
+    def name_of(self, snapshot: Snapshot) -> SnapshotName:
+        """Return the name under which a snapshot is stored."""
+        return SnapshotName(
+            milliseconds=int(snapshot.created_at * 1000),
+            tag=self.keys.agent_tag(snapshot.agent),
+            id=snapshot.id,
+        )
+
     # Blobs
 
     def load_index(self) -> Index:
-        """Read all index objects."""
-        return Index(self.load_index_tables().values())
+        """Read all index objects, and which packs are condemned."""
+        return Index(self.load_index_tables().values(), self._to_avoid())
 
     def load_index_tables(self) -> dict[str, IndexTable]:
         """Return the index objects that are in force, by key.
@@ -194,6 +219,38 @@ class Repository:
                 if bytes.fromhex(key.removeprefix(INDEX_PREFIX)) not in old
             }
         raise AssertionError
+
+    def marks(self) -> list[Mark]:
+        """Return what prune has condemned: packs on which nothing new may rest."""
+        found = _map(self._read_mark, self.store.list(CONDEMNED_PREFIX))
+        return [mark for mark in found if mark is not None]
+
+    def put_mark(self, packs: Iterable[bytes]) -> None:
+        """Condemn packs; from now on the store's clock counts their grace."""
+        mark_id = secrets.token_bytes(ID_SIZE)
+        header = Header(kind=KIND_CONDEMNED, id=mark_id)
+        pieces = seal_object(self.keys, header, b"".join(sorted(packs)))
+        self.store.put(CONDEMNED_PREFIX + mark_id.hex(), pieces)
+
+    def _to_avoid(self) -> frozenset[bytes]:
+        try:
+            return frozenset().union(*(mark.packs for mark in self.marks()))
+        except IntegrityError:  # it only says what to prefer; a writer looks again
+            return frozenset()
+
+    def _read_mark(self, info: ObjectInfo) -> Mark | None:
+        limit, key = MAX_CONDEMNED, info.key
+        try:
+            mark_id = bytes.fromhex(key.removeprefix(CONDEMNED_PREFIX))
+            plain = bytes(self._read_object(key, KIND_CONDEMNED, mark_id, limit))
+        except NotFound:  # taken back meanwhile
+            return None
+        except ValueError:
+            raise IntegrityError(f"'{key}' is not the name of a mark") from None
+        if len(plain) % ID_SIZE:
+            raise IntegrityError(f"object '{key}' is damaged")
+        packs = (plain[i : i + ID_SIZE] for i in range(0, len(plain), ID_SIZE))
+        return Mark(key=key, packs=frozenset(packs), modified=info.modified)
 
     def blob_reader(self, index: Index) -> BlobReader:
         """Return a reader of blobs for one thread."""

@@ -148,7 +148,7 @@ def read_groups(
 ) -> Iterator[Group]:
     """Yield the groups of a snapshot in walk order; raises `IntegrityError`."""
     for branch_id, stat_id in branches:
-        branch = _decode_branch(blobs.page(branch_id))
+        branch = decode_branch(blobs.page(branch_id))
         known = blobs.page(stat_id) if stats else b""
         total = sum(count for _, _, count, _ in branch)
         if stats and len(known) != total * _STAT.size:
@@ -199,7 +199,8 @@ def item(chunk_id: bytes, length: int) -> bytes:
     return chunk_id + length.to_bytes(ITEM_SIZE - ID_SIZE, "little")
 
 
-def _decode_branch(page: bytes) -> tuple[tuple[bytes, bytes, int, bytes], ...]:
+def decode_branch(page: bytes) -> tuple[tuple[bytes, bytes, int, bytes], ...]:
+    """Return (entry page id, group digest, count, first path) of every group."""
     try:
         branch: Any = msgpack.unpackb(page, use_list=False)
         for page_id, digest, count, first in branch:
