@@ -21,7 +21,13 @@ from urllib.parse import quote
 from pydantic import ValidationError
 
 from lobstertrap.agent import AgentSpec, SecretRef, describe_mistakes, load_agent
-from lobstertrap.config_file import ConfigFile, HostSection, PodmanSection
+from lobstertrap.config_file import (
+    AnyTargetSection,
+    ConfigFile,
+    HostSection,
+    KubernetesSection,
+    PodmanSection,
+)
 from lobstertrap.errors import AccessDenied, InvalidInput, NotFound
 from lobstertrap.lease import Lease, hold
 from lobstertrap.lifecycle import AgentHandle
@@ -36,7 +42,9 @@ if TYPE_CHECKING:
 FILE_NAME = "lobstertrap.toml"
 VARIABLE = "LOBSTERTRAP_CONFIG"
 _EXAMPLE = "copy lobstertrap.example.toml (see docs/configuration.md)"
-_KIND_IN_PLACE = re.compile(r"(: targets\.[^.:\n]+)\.(?:host|podman)(?=[.:])")
+_KIND_IN_PLACE = re.compile(
+    r"(: targets\.[^.:\n]+)\.(?:host|podman|kubernetes)(?=[.:])"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +95,7 @@ class Config:
         section = self.require_target(name)
         return _OPENERS[section.kind](self, name, section)
 
-    def require_target(self, name: str) -> HostSection | PodmanSection:
+    def require_target(self, name: str) -> AnyTargetSection:
         """Return what the file says of a target, or raise `NotFound`; opens nothing."""
         section = self.file.targets.get(name)
         if section is None:
@@ -280,9 +288,42 @@ def _open_podman(config: Config, name: str, section: PodmanSection) -> Target:
     )
 
 
+def _open_kubernetes(config: Config, name: str, section: KubernetesSection) -> Target:
+    from lobstertrap.targets.kubernetes import (  # noqa: PLC0415 - an extra
+        KubernetesTarget,
+    )
+    from lobstertrap.targets.kubernetes_api import Access  # noqa: PLC0415 - an extra
+
+    given = config.environ
+    inside = "KUBERNETES_SERVICE_HOST" in given and "KUBECONFIG" not in given
+    access = Access(
+        kubeconfig=config.resolve_path(section.kubeconfig)
+        if section.kubeconfig
+        else None,
+        context=section.context,
+        in_cluster=inside and not (section.kubeconfig or section.context),
+    )
+    options = section.model_dump(exclude={"kind", "context", "kubeconfig"})
+    if section.registry and not section.engine:
+        options["engine"] = _podman_socket(given)
+    return KubernetesTarget(name, access, auth_files=_auth_files(given), **options)
+
+
+def _auth_files(environ: Mapping[str, str]) -> list[Path]:
+    """Return where `podman login` and `docker login` keep registries' credentials."""
+    places = [("XDG_RUNTIME_DIR", "containers"), ("HOME", ".config/containers")]
+    files = [Path(environ[v], p, "auth.json") for v, p in places if v in environ]
+    if "HOME" in environ:
+        files.append(Path(environ["HOME"], ".docker", "config.json"))
+    if os.geteuid() == 0:
+        files.append(Path("/run/containers/0/auth.json"))
+    return files
+
+
 _OPENERS: Mapping[str, Callable[[Config, str, Any], Target]] = {
     "host": _open_host,
     "podman": _open_podman,
+    "kubernetes": _open_kubernetes,
 }
 
 

@@ -94,17 +94,50 @@ class PodmanSection(_Section):
     """Given to every build on this target, such as the base image."""
 
 
+class KubernetesSection(_Section):
+    """A target that runs agents as pods in one namespace of a cluster."""
+
+    kind: Literal["kubernetes"]
+    context: str | None = None
+    """The kubeconfig's context; its current one by default."""
+    kubeconfig: str | None = None
+    """By default KUBECONFIG, ~/.kube/config, or the pod's own service account."""
+    namespace: str = Field(
+        default="lobstertrap", pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+    )
+    storage_class: str | None = None
+    """Of the claims; the cluster's default when it is not given."""
+    access_mode: Literal["ReadWriteOnce", "ReadWriteMany"] = "ReadWriteOnce"
+    registry: str | None = Field(default=None, pattern=r"^[^/\s:]+(:\d+)?(/\S+)?$")
+    """`host[:port]/path` where `engine` pushes images, and the cluster pulls them."""
+    insecure_registry: bool = False
+    pull_secret: str | None = None
+    """An existing Secret in the namespace, with which the cluster pulls."""
+    engine: str | None = Field(default=None, pattern=r"^(unix|ssh|tcp)://\S+$")
+    """The Podman that builds and pushes; the invoking user's own by default."""
+    build_args: dict[str, str] = Field(default_factory=dict)
+    mover_image: str | None = None
+    """A mover image that the cluster can pull; our own is pushed by default."""
+    platform: str | None = Field(default=None, pattern=r"^linux/[a-z0-9]+(/v\d+)?$")
+    """Of the nodes; the API server's own by default."""
+    user: int | None = Field(default=None, ge=1, le=2**31 - 2)
+    """The uid and gid of agents there; each agent's own by default."""
+    egress: list[
+        Annotated[str, Field(pattern=r"^[0-9a-fA-F.:]+/\d{1,3}(:\d{1,5})?$")]
+    ] = Field(default_factory=list)
+    """Where agents may connect to, besides DNS: `0.0.0.0/0:443`."""
+
+
 def _known_kind(value: object) -> object:
     kind = value.get("kind") if isinstance(value, dict) else None
-    if kind == "kubernetes":
-        raise ValueError("this version has no Kubernetes targets, only host and podman")
-    if kind not in ("host", "podman"):
-        raise ValueError('kind = "host" or kind = "podman" is expected')
+    if kind not in ("host", "podman", "kubernetes"):
+        raise ValueError('kind is "host", "podman" or "kubernetes"')
     return value
 
 
+AnyTargetSection = HostSection | PodmanSection | KubernetesSection
 TargetSection = Annotated[
-    Annotated[HostSection | PodmanSection, Field(discriminator="kind")],
+    Annotated[AnyTargetSection, Field(discriminator="kind")],
     BeforeValidator(_known_kind),
 ]
 

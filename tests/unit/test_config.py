@@ -85,7 +85,10 @@ def test_every_mistake_is_told_at_once_with_its_place(tmp_path):
         [targets.Laptop]
         kind = "podman"
         [targets.cloud]
+        kind = "nomad"
+        [targets.prod]
         kind = "kubernetes"
+        namespace = "Prod"
         [targets.desk]
         kind = "host"
         """,
@@ -101,10 +104,11 @@ def test_every_mistake_is_told_at_once_with_its_place(tmp_path):
         "repository",
         "targets.Laptop.[key]",
         "targets.cloud",
+        "targets.prod.namespace",
         "targets.desk.root",
     }
     assert "s3://bucket/prefix" in told["store.url"]
-    assert "this version has no Kubernetes targets" in told["targets.cloud"]
+    assert '"host", "podman" or "kubernetes"' in told["targets.cloud"]
 
 
 @pytest.mark.parametrize(

@@ -229,9 +229,9 @@ class KubernetesTarget:
         self, agent: AgentSpec, job: MoverJob, on_progress: OnProgress
     ) -> dict[str, Any]:
         """Run the mover in a pod beside the volumes. See `Target`."""
+        self._fence(agent).admit_mover(job.request.get("turn"))
         if job.command == "restore":
             self._refuse_running(agent, "so its volumes are not written")
-            self._fence(agent).admit_restore(job.request.get("turn"))
             self._ensure_namespace()
             self._ensure_claims(agent)
         here = self._volumes(agent)

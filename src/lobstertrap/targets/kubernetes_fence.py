@@ -24,14 +24,14 @@ _HINT = "another operation went on without this one: look at `lobstertrap status
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterFence:
-    """Launches up to an epoch and restores below a turn are refused."""
+    """Launches up to an epoch and movers below a turn are refused."""
 
     api: KubernetesApi
     agent: AgentSpec
     settings: spec.Settings
 
     def raise_to(self, *, epoch: int, turn: int) -> None:
-        """Refuse launches up to `epoch` and restores of a lower `turn` from now on."""
+        """Refuse launches up to `epoch` and movers of a lower `turn` from now on."""
         fenced = self._write(epoch, turn)
         mark = {"metadata": {"annotations": {_FENCED: f"{fenced[0]}.{fenced[1]}"}}}
         with contextlib.suppress(NotFound):
@@ -51,12 +51,12 @@ class ClusterFence:
                 hint=_HINT,
             )
 
-    def admit_restore(self, turn: int | None) -> None:
-        """Raise `Refused` for a restore whose turn is over."""
+    def admit_mover(self, turn: int | None) -> None:
+        """Raise `Refused` for a mover whose turn is over."""
         _, fenced = self._numbers(self._read())
         if turn is not None and turn < fenced:
             raise Refused(
-                f"{self._about} a restore of turn {turn} comes too late, it is turn "
+                f"{self._about} a mover of turn {turn} comes too late, it is turn "
                 f"{fenced} here",
                 hint=_HINT,
             )

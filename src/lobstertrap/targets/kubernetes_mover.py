@@ -1,9 +1,9 @@
 """The mover as a pod: mounts the agent's claims beside it, and is read by its log.
 
 Its request holds credentials, so it is in a Secret that the pod owns: with the pod goes
-the Secret, even when nobody is left to delete it. A restore's pod is created with a
-gate, which is taken away only after one more look at the fence, so that a restore that
-comes too late never starts.
+the Secret, even when nobody is left to delete it. The pod is created with a gate, which
+is taken away only after one more look at the fence, so that a mover that comes too late
+never starts.
 """
 
 from __future__ import annotations
@@ -76,8 +76,10 @@ class MoverPods:
         paths = {name: f"{spec.place(name)}/{spec.DATA}" for name in job.volumes}
         request = job.to_json(paths, owner=self.settings.owner(agent))
         self.end(agent)
+        pod = self._create(agent, job, image)
+        uid = pod["metadata"]["uid"]
         try:
-            pod = self._create(agent, job, request, image)
+            self._hand_over(agent, request, uid)
             self._admit(agent, job, pod)
             self._await_start(agent, job)
             return read_events(self._output(agent), on_progress)
@@ -85,21 +87,22 @@ class MoverPods:
             said = redactor.redact(f"{error.message}{self._how_it_ended(agent)}")
             raise Unavailable(said, hint=error.hint) from error
         finally:
-            self.end(agent)
+            self.end(agent, uid=uid)
 
-    def end(self, agent: AgentSpec) -> None:
+    def end(self, agent: AgentSpec, *, uid: str = "") -> None:
         """Make sure that no mover of the agent is here, not even a forgotten one.
 
-        Raises `Refused` when that cannot be proven: its node does not answer.
+        With `uid` only that one is meant. Raises `Unavailable` when it cannot be proven
+        that it has ended: its node does not answer.
         """
         name = spec.mover_name(agent)
-        self.api.delete("secrets", name)
-        found = self.api.find("pods", name)
+        found = self._find(name, uid)
         if found is None:
             return
-        self.api.delete("pods", name)
+        self.api.delete("pods", name, uid=found["metadata"]["uid"])
+        self._delete_request(name, found["metadata"]["uid"])
         gone = self.api.until(
-            lambda: self.api.find("pods", name) is None, seconds=_END_SECONDS
+            lambda: self._find(name, uid) is None, seconds=_END_SECONDS
         )
         if not gone:
             raise Unavailable(
@@ -112,31 +115,48 @@ class MoverPods:
     def _about(self, agent: AgentSpec) -> str:
         return f"target '{self.settings.target}': agent '{agent.name}':"
 
-    def _create(
-        self, agent: AgentSpec, job: MoverJob, request: str, image: str
-    ) -> dict[str, Any]:
-        """Create the Secret, then the pod, and make the pod the Secret's owner."""
-        name = spec.mover_name(agent)
-        marks = spec.labels(agent, self.settings, "mover") | {spec.MOVER: agent.name}
-        secret = {
-            "apiVersion": "v1",
-            "kind": "Secret",
-            "metadata": {"name": name, "labels": marks},
-            "immutable": True,
-            "stringData": {"request": request},
-        }
+    def _find(self, name: str, uid: str) -> Any | None:
+        found = self.api.find("pods", name)
+        other = found is not None and uid not in ("", found["metadata"]["uid"])
+        return None if other else found
+
+    def _create(self, agent: AgentSpec, job: MoverJob, image: str) -> dict[str, Any]:
         try:
-            self.api.create("secrets", secret)
             pod: dict[str, Any] = self.api.create("pods", self._pod(agent, job, image))
         except Conflict as error:
             raise Unavailable(
                 f"{self._about(agent)} another mover is at its volumes",
                 hint="wait for it to end, then run the same command again",
             ) from error
-        owner = {"apiVersion": "v1", "kind": "Pod", "name": name}
-        owner["uid"] = pod["metadata"]["uid"]
-        self.api.merge("secrets", name, {"metadata": {"ownerReferences": [owner]}})
         return pod
+
+    def _hand_over(self, agent: AgentSpec, request: str, uid: str) -> None:
+        """Create the Secret with the request; it belongs to the pod and goes with it.
+
+        The garbage collector also removes one whose pod is gone when it is created.
+        """
+        name = spec.mover_name(agent)
+        marks = spec.labels(agent, self.settings, "mover") | {spec.MOVER: agent.name}
+        owner = {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid}
+        self.api.delete("secrets", name)  # what the pod before this one has left
+        self.api.create(
+            "secrets",
+            {
+                "apiVersion": "v1",
+                "kind": "Secret",
+                "metadata": {"name": name, "labels": marks, "ownerReferences": [owner]},
+                "immutable": True,
+                "stringData": {"request": request},
+            },
+        )
+
+    def _delete_request(self, name: str, uid: str) -> None:
+        """Delete that pod's Secret at once: the garbage collector takes a while."""
+        found = self.api.find("secrets", name)
+        if found is not None:
+            owners = [o["uid"] for o in found["metadata"].get("ownerReferences") or ()]
+            if uid in owners:
+                self.api.delete("secrets", name, uid=found["metadata"]["uid"])
 
     def _pod(self, agent: AgentSpec, job: MoverJob, image: str) -> dict[str, Any]:
         reads = job.command == "snapshot"
@@ -224,8 +244,7 @@ class MoverPods:
         name = spec.mover_name(agent)
         open_gate = {"op": "remove", "path": "/spec/schedulingGates"}
         for _ in range(_TRIES):
-            if job.command == "restore":
-                fence.admit_restore(job.request.get("turn"))
+            fence.admit_mover(job.request.get("turn"))
             version = pod["metadata"]["resourceVersion"]
             same = {"op": "test", "path": "/metadata/resourceVersion", "value": version}
             try:
@@ -239,8 +258,7 @@ class MoverPods:
                 break
             else:
                 return
-        if job.command == "restore":
-            fence.admit_restore(job.request.get("turn"))
+        fence.admit_mover(job.request.get("turn"))
         raise Refused(
             f"{self._about(agent)} its mover was removed by another operation",
             hint="look at `lobstertrap status`",
