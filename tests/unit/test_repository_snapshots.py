@@ -501,7 +501,7 @@ TREES = some.recursive(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(TREES, TREES)
 def test_restore_undoes_snapshot(
     tmp_path_factory: pytest.TempPathFactory, one: Tree, two: Tree

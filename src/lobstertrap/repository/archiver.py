@@ -187,7 +187,8 @@ class _Archiver:
             self._keep(known)
             row = known.row
         else:
-            reading = held or self._reader.read(found)
+            reader = self._reader
+            reading = held or reader.read_quickly(found) or reader.read(found)
             if reading is None:
                 self.warnings.add(found.path, GONE_NOW)
                 return

@@ -55,11 +55,15 @@ class Keys:
 
     def page_id(self, page: Buffer) -> bytes:
         """Return the id of a page."""
-        return blake3(page, key=self.page_ids).digest(ID_SIZE)
+        return blake3(blake3(page).digest(), key=self.page_ids).digest(ID_SIZE)
 
     def chunk_id(self, chunk: Buffer) -> bytes:
         """Return the id of a chunk."""
-        return blake3(chunk, key=self.chunk_ids).digest(ID_SIZE)
+        return blake3(blake3(chunk).digest(), key=self.chunk_ids).digest(ID_SIZE)
+
+    def chunk_id_of(self, digest: bytes) -> bytes:
+        """Return the id of the chunk whose BLAKE3 is `digest`."""
+        return blake3(digest, key=self.chunk_ids).digest(ID_SIZE)
 
     def agent_tag(self, agent: str) -> str:
         """Return the 8 hex digits by which an agent's snapshots are grouped."""

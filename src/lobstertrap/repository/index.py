@@ -205,7 +205,10 @@ class Index:
                 location.segment.pack.id not in self.avoid
                 for location in self.locations(blob_id)
             )
-        return any(table.row(blob_id) >= 0 for table in self._tables)
+        for table in self._tables:  # noqa: SIM110 - called for every new chunk
+            if table.row(blob_id) >= 0:
+                return True
+        return False
 
     def locations(self, blob_id: bytes) -> Iterator[Location]:
         """Yield every place where a blob is."""

@@ -3,8 +3,8 @@
 A set restores well when the database did not change from before it was read until
 after its log was, and the log was not restarted meanwhile: then the log holds every
 change that the database lacks, and a torn frame at its end fails its checksum and is
-ignored (SQLite, "Write-Ahead Logging" 4 and "Atomic Commit" 4). What does not hold still
-is read again and then named in the warnings.
+ignored (SQLite, "Write-Ahead Logging" 4 and "Atomic Commit" 4). What does not hold
+still is read again and then named in the warnings.
 """
 
 from __future__ import annotations

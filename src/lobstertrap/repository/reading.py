@@ -7,12 +7,14 @@ import stat as st
 from collections.abc import Callable
 from typing import NamedTuple
 
+from blake3 import blake3
+
 from lobstertrap.repository.chunker import WHOLE, Chunker
 from lobstertrap.repository.crypto import Keys
 from lobstertrap.repository.digest import content_digest
 from lobstertrap.repository.entry import Content
 from lobstertrap.repository.format import CHUNKS, HOLE, ID_SIZE
-from lobstertrap.repository.scan import Found, read_xattrs
+from lobstertrap.repository.scan import FILE_FLAGS, Found, read_xattrs
 from lobstertrap.repository.source import (
     open_file,
     read_large,
@@ -63,6 +65,7 @@ class FileReader:
         self._blobs = blobs
         self._tree = tree
         self._chunk_id = keys.chunk_id
+        self._chunk_id_of = keys.chunk_id_of
         self._chunker = Chunker(keys.chunker_seed)
         self._warnings = warnings
         self._trusted_before = int(started * 1e9) - RACY_NS
@@ -72,6 +75,35 @@ class FileReader:
         """Return the mark by which the next snapshot knows the file as unchanged."""
         ctime = status.st_ctime_ns
         return (ctime if ctime < self._trusted_before else 0, status.st_ino)
+
+    def read_quickly(self, found: Found) -> Reading | None:
+        """Read a small file that holds still; None: `read` has to look closer.
+
+        The same as `read` with what a hundred thousand small files need not: one look
+        at the file instead of two, no buffers, one hash.
+        """
+        status = found.stat
+        size = status.st_size
+        if size > WHOLE:
+            return None
+        try:
+            handle = os.open(found.name, FILE_FLAGS, dir_fd=found.parent)
+        except OSError:
+            return None
+        try:
+            data = os.read(handle, size + 1)
+            xattrs = read_xattrs(handle)
+            after = os.fstat(handle)
+        finally:
+            os.close(handle)
+        if len(data) != size or not same_version(status, after):
+            return None
+        digest = blake3(data).digest()
+        content = b""
+        if data:
+            content = self._chunk_id_of(digest)
+            self._blobs.save(CHUNKS, content, data)
+        return Reading(content, size, digest, xattrs, status, self.stat(status), True)  # noqa: FBT003 - a tuple's fields are named where it is defined
 
     def read(self, found: Found, *, readings: int = READINGS) -> Reading | None:
         """Read a file; None when it is gone, or no regular file any more.
@@ -135,6 +167,5 @@ class FileReader:
 
     def _save(self, chunk: bytes | memoryview) -> bytes:
         chunk_id = self._chunk_id(chunk)
-        if not self._blobs.has(chunk_id):
-            self._blobs.add(CHUNKS, chunk_id, chunk)
+        self._blobs.save(CHUNKS, chunk_id, chunk)
         return chunk_id

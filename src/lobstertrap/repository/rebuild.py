@@ -49,7 +49,7 @@ from lobstertrap.repository.format import HOLE
 from lobstertrap.repository.index import Index, PackInfo, SegmentInfo
 from lobstertrap.repository.placer import Target, place_whole
 from lobstertrap.repository.repository import Repository
-from lobstertrap.repository.scan import FILE_FLAGS
+from lobstertrap.repository.scan import FILE_FLAGS, belongs_to_file_system
 from lobstertrap.repository.snapshot import Snapshot
 from lobstertrap.repository.tree import Known, read_content
 
@@ -211,7 +211,7 @@ class Rebuild:
             directory = st.S_ISDIR(status.st_mode)
             if exclude.matches(path, directory=directory):
                 continue
-            if path == b"lost+found" and status.st_uid == 0:
+            if belongs_to_file_system(path, status):
                 continue
             self.deleted += remove_tree(name, level.directory.handle)
 
@@ -447,7 +447,7 @@ class Rebuild:
             form = st.S_IFCHR if row[TYPE] == CHARACTER_DEVICE else st.S_IFBLK
             if present.st_rdev != os.makedev(row[MAJOR], row[MINOR]):
                 return False
-        return present.st_mode == form | row[MODE]
+        return bool(present.st_mode == form | row[MODE])
 
     def _finish_names(self) -> None:
         """Make hard links, then set the attributes of directories, deepest first."""

@@ -33,6 +33,9 @@ class Found(NamedTuple):
     """The names in the same directory, when it was listed."""
 
 
+_LOST_AND_FOUND_INODE = 11
+"""What mkfs.ext4 always gives it."""
+
 OnGone = Callable[[bytes], None]
 
 
@@ -116,7 +119,7 @@ def _names(
             continue
         if not directory:
             yield Found(path, item.name, parent, status, -1, listing.names)
-        elif not _belongs_to_file_system(path[skip:], status):
+        elif not belongs_to_file_system(path[skip:], status):
             handle = _open_directory(item.name, parent, path, on_gone)
             if handle >= 0:
                 yield Found(path, item.name, parent, os.fstat(handle), handle)
@@ -148,12 +151,13 @@ class _Listing:
         self.rest = iter(sorted(self.names.items()))
 
 
-def _belongs_to_file_system(relative: bytes, status: os.stat_result) -> bool:
+def belongs_to_file_system(relative: bytes, status: os.stat_result) -> bool:
     """Say whether this is ext4's own `lost+found`, which no agent's data is in."""
     return (
         relative == b"lost+found"
+        and status.st_ino == _LOST_AND_FOUND_INODE
         and status.st_uid == 0
-        and stat.S_IMODE(status.st_mode) == stat.S_IRWXU
+        and stat.S_ISDIR(status.st_mode)
     )
 
 

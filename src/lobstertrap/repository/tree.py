@@ -132,8 +132,7 @@ class TreeWriter:
     def save_page(self, page: bytes) -> bytes:
         """Store a page unless it is there, and return its id."""
         page_id = self._keys.page_id(page)
-        if not self._blobs.has(page_id):
-            self._blobs.add(PAGES, page_id, page)
+        self._blobs.save(PAGES, page_id, page)
         return page_id
 
     def save_content(self, items: list[bytes]) -> Content:

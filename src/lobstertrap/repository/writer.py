@@ -48,10 +48,11 @@ class _Stream:
         self.data = bytearray()
         self.ids: list[bytes] = []
         self.lengths: list[int] = []
+        self.size = 0
 
 
 class BlobWriter:
-    """Stores blobs; `add` and `finish` are for one thread, `has` for any."""
+    """Stores blobs; `save`, `add` and `finish` are for one thread."""
 
     def __init__(
         self, store: ObjectStore, keys: Keys, index: Index, *, level: int = 3
@@ -80,17 +81,21 @@ class BlobWriter:
         """Say whether a blob is stored, or on its way."""
         return blob_id in self._pending or blob_id in self._index
 
+    def save(self, kind: int, blob_id: bytes, data: Buffer) -> None:
+        """Take a blob unless it is stored or on its way; `data` is copied."""
+        if blob_id not in self._pending and blob_id not in self._index:
+            self.add(kind, blob_id, data)
+
     def add(self, kind: int, blob_id: bytes, data: Buffer) -> None:
         """Take a blob that `has` denied; `data` is copied."""
         stream = self._streams[kind]
+        length = len(data)
         stream.data += data
-        length = memoryview(data).nbytes
         stream.ids.append(blob_id)
         stream.lengths.append(length)
+        stream.size += length
         self._pending.add(blob_id)
-        if kind == CHUNKS:
-            self.new_bytes += length
-        if len(stream.data) >= stream.limit:
+        if stream.size >= stream.limit:
             self._close_segment(stream)
 
     def finish(self) -> None:
@@ -118,6 +123,8 @@ class BlobWriter:
         self._compressors.shutdown(wait=True)
 
     def _close_segment(self, stream: _Stream) -> None:
+        if stream.kind == CHUNKS:
+            self.new_bytes += stream.size
         segment = Segment(data=stream.data, ids=stream.ids, lengths=stream.lengths)
         stream.clear()
         self._acquire(self._segments)
