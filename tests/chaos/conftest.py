@@ -183,7 +183,8 @@ class Place:
             assert by_text[text]["epoch"] == epoch
         epochs = [entry["epoch"] for entry in written]
         assert epochs == sorted(epochs), "epochs interleave"
-        assert len(rows(self.state(home))) >= len(written)
+        stored = dict(rows(self.state(home)))
+        assert all(stored[sequence] == text for text, _, sequence in heard)
 
 
 @pytest.fixture
