@@ -164,9 +164,14 @@ class PodmanTarget:
         self, agent: AgentSpec, job: MoverJob, on_progress: OnProgress
     ) -> dict[str, Any]:
         """Run the mover beside the volumes. See `Target`."""
-        self._fence(agent).admit_mover(job.request.get("turn"))
+
+        def admit() -> None:
+            self._fence(agent).admit_mover(job.request.get("turn"))
+            if job.command == "restore":
+                self._refuse_running(agent)
+
+        admit()
         if job.command == "restore":
-            self._refuse_running(agent)
             self._ensure_volumes(agent)
         here = {volume["Labels"][spec.VOLUME] for volume in self._volumes(agent)}
         absent = [name for name in job.volumes if name not in here]
@@ -176,7 +181,7 @@ class PodmanTarget:
                 f"on '{self._name}'",
                 hint=f"lobstertrap status {agent.name} shows where it lives",
             )
-        return self._movers.run(agent, job, on_progress)
+        return self._movers.run(agent, job, on_progress, admit=admit)
 
     def remove(self, agent: AgentSpec, *, volumes: bool = False) -> None:
         """Remove the stopped container and the secrets. See `Target`."""
@@ -185,8 +190,10 @@ class PodmanTarget:
             self._delete_container(found["Id"])
         self._movers.end_stale(agent)
         self._secrets.remove(agent)
-        for volume in self._volumes(agent) if volumes else ():
+        gone = self._volumes(agent) if volumes else []
+        for volume in gone:
             self._api.delete(f"/volumes/{volume['Name']}")
+        self._movers.forget(volume["Mountpoint"] for volume in gone)
 
     def fence(self, agent: AgentSpec, *, epoch: int, turn: int) -> None:
         """Refuse what comes too late. See `Fence`.

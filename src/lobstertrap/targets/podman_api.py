@@ -136,7 +136,16 @@ class PodmanApi:
         with self._translated():
             response = self._send(method, path, params, data, seconds, stream=False)
             self._check(response)
-            return json.loads(response.content) if response.content else None
+            return self._decoded(response.content)
+
+    def _decoded(self, content: bytes) -> Any:
+        try:
+            return json.loads(content) if content.strip() else None
+        except ValueError as error:
+            raise Unavailable(
+                f"target '{self._target}': what answers at {self.url} is no podman",
+                hint="check the target's url",
+            ) from error
 
     def _send(
         self,
@@ -171,8 +180,13 @@ class PodmanApi:
         return self._client
 
     def _open(self) -> Any:
-        from podman.api.client import APIClient  # noqa: PLC0415 - an extra, and slow
-
+        try:
+            from podman.api.client import APIClient  # noqa: PLC0415 - an extra
+        except ModuleNotFoundError as error:
+            raise NotFound(
+                f"target '{self._target}': podman-py is not installed here",
+                hint="pip install 'lobstertrap[podman]'",
+            ) from error
         url, tunnel = self.url, contextlib.ExitStack()
         if url.startswith("ssh://"):
             url = f"unix://{tunnel.enter_context(_tunnel(url, self._identity))}"

@@ -18,14 +18,14 @@ _HINT = "another operation went on without this one: look at `lobstertrap status
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodmanFence:
-    """Two numbers that never fall: launches up to an epoch, restores below a turn."""
+    """Two numbers that never fall: launches up to an epoch, movers below a turn."""
 
     api: PodmanApi
     agent: str
     target: str
 
     def raise_to(self, *, epoch: int, turn: int) -> None:
-        """Refuse launches up to `epoch` and restores of a lower `turn` from now on."""
+        """Refuse launches up to `epoch` and movers of a lower `turn` from now on."""
         before = self._found()
         now = self._read(before)
         after = (max(now[0], epoch), max(now[1], turn))

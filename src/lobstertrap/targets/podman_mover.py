@@ -16,7 +16,7 @@ import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from lobstertrap.targets.podman_archive import platform, write_image
 from lobstertrap.targets.podman_images import Images
 from lobstertrap.targets.podman_spec import MOVER, TARGET, volume_name
 
+_RUN = f"{MOVER}.run"
 _REPOSITORY = "localhost/lobstertrap/mover"
 _SILENCE_SECONDS = 60.0  # then look whether the container still runs
 _CAPABILITIES = {
@@ -66,19 +67,27 @@ class Movers:
     platform: str
 
     def run(
-        self, agent: AgentSpec, job: MoverJob, on_progress: OnProgress
+        self,
+        agent: AgentSpec,
+        job: MoverJob,
+        on_progress: OnProgress,
+        *,
+        admit: Callable[[], None],
     ) -> dict[str, Any]:
-        """Run `job` on the agent's volumes, which exist; see `Target.run_mover`."""
-        # In every case the mover sees the ids that the agent has in its container.
-        owner = (agent.security.user, agent.security.group)
+        """Run `job` on the agent's volumes, which exist; see `Target.run_mover`.
+
+        `admit` is called when the mover can be seen by others and has not begun: it
+        raises if this one comes too late.
+        """
         here = is_here(self.api)
         prefix = self._child_prefix() if here else None
         if prefix is None:
-            return self._in_container(agent, job, on_progress, owner, here=here)
+            return self._in_container(agent, job, on_progress, admit, here=here)
         paths = {name: self._mountpoint(agent, name) for name in job.volumes}
-        request = job.to_json(paths, owner=owner)
+        request = job.to_json(paths, owner=_owner(agent))
         # The child inherits the locks: as long as it lives, nobody else is let in.
         with self._locked(paths.values(), shared=job.command == "snapshot") as locks:
+            admit()
             return run_mover_child(request, on_progress, prefix=prefix, pass_fds=locks)
 
     def refuse_busy(self, agent: AgentSpec) -> None:
@@ -93,6 +102,14 @@ class Movers:
             with self._locked(paths, shared=True):
                 pass
 
+    def forget(self, mountpoints: Iterable[str]) -> None:
+        """Remove the locks of volumes that are no more; those elsewhere have none."""
+        locks = [_lock_file(mountpoint) for mountpoint in mountpoints]
+        if locks and is_here(self.api):
+            for lock in locks:
+                with contextlib.suppress(OSError):
+                    lock.unlink()
+
     @contextlib.contextmanager
     def _locked(
         self, mountpoints: Iterable[str], *, shared: bool
@@ -102,8 +119,7 @@ class Movers:
         with contextlib.ExitStack() as stack:
             locks = []
             for mountpoint in mountpoints:
-                # The directory above the contents: it is no part of a snapshot.
-                lock = os.open(Path(mountpoint).parent, os.O_RDONLY)
+                lock = os.open(_lock_file(mountpoint), os.O_RDWR | os.O_CREAT, 0o600)
                 stack.callback(os.close, lock)
                 try:
                     fcntl.flock(lock, kind | fcntl.LOCK_NB)
@@ -122,7 +138,9 @@ class Movers:
         """Remove what a killed command left: its mover, and the mover's request."""
         name = _name(agent)
         self.api.delete(f"/containers/{name}", force=True, timeout=0)
-        self.api.delete(f"/secrets/{name}")
+        for secret in self.api.get("/secrets/json") or []:
+            if secret["Spec"]["Name"].startswith(f"{name}-"):
+                self.api.delete(f"/secrets/{secret['Spec']['Name']}")
 
     def _child_prefix(self) -> tuple[str, ...] | None:
         """Return what enters the volumes from here; None when nothing does."""
@@ -144,7 +162,7 @@ class Movers:
         agent: AgentSpec,
         job: MoverJob,
         on_progress: OnProgress,
-        owner: tuple[int, int],
+        admit: Callable[[], None],
         *,
         here: bool,
     ) -> dict[str, Any]:
@@ -152,29 +170,38 @@ class Movers:
         # Nothing in a container outlives it, so there is no cache to use.
         job = replace(job, request={**job.request, "cache": False})
         paths = {name: f"/volumes/{name}" for name in job.volumes}
-        request = job.to_json(paths, owner=owner)
-        name = _name(agent)
-        spec = self._spec(agent, job, image, here=here)
+        request = job.to_json(paths, owner=_owner(agent))
+        run = secrets.token_hex(8)
+        secret = f"{_name(agent)}-{run}"
+        spec = self._spec(agent, job, image, run, here=here)
         try:
             self.end_stale(agent)
-            self.api.post("/secrets/create", data=request.encode(), name=name)
-            self.api.post("/containers/create", spec)
-            self.api.post(f"/containers/{name}/start")
-            return read_events(self._output(name), on_progress)
+            self.api.post("/secrets/create", data=request.encode(), name=secret)
+            made = self.api.post("/containers/create", spec)["Id"]
+            admit()
+            self.api.post(f"/containers/{made}/start")
+            return read_events(self._output(made), on_progress)
         except Unavailable as error:
-            said = redactor.redact(f"{error.message}{self._end_of(name)}")
+            said = redactor.redact(f"{error.message}{self._end_of(agent)}")
             raise Unavailable(said, hint=error.hint) from error
         finally:
-            self.end_stale(agent)
+            self._discard(agent, run)
+            self.api.delete(f"/secrets/{secret}")
+
+    def _discard(self, agent: AgentSpec, run: str) -> None:
+        """Remove the container of this run, and nobody else's of the same name."""
+        found = self.api.find(f"/containers/{_name(agent)}/json")
+        if found and found["Config"]["Labels"].get(_RUN) == run:
+            self.api.delete(f"/containers/{found['Id']}", force=True, timeout=0)
 
     def _spec(
-        self, agent: AgentSpec, job: MoverJob, image: str, *, here: bool
+        self, agent: AgentSpec, job: MoverJob, image: str, run: str, *, here: bool
     ) -> dict[str, Any]:
         access = "ro" if job.command == "snapshot" else "rw"
         spec: dict[str, Any] = {
             "name": _name(agent),
             "image": image,
-            "labels": {MOVER: agent.name, TARGET: self.target},
+            "labels": {MOVER: agent.name, TARGET: self.target, _RUN: run},
             "entrypoint": ["python3", "-c", _START],
             "user": "0:0",
             "cap_drop": ["ALL"],
@@ -187,7 +214,7 @@ class Movers:
             "log_configuration": {"driver": "k8s-file"},
             "secrets": [
                 {
-                    "source": _name(agent),
+                    "source": f"{_name(agent)}-{run}",
                     "target": podman_python.REQUEST,
                     "mode": 0o400,
                 }
@@ -248,10 +275,10 @@ class Movers:
         ) as pieces:
             yield from lines(frames(pieces))
 
-    def _end_of(self, name: str) -> str:
+    def _end_of(self, agent: AgentSpec) -> str:
         """Say how the mover's container ended, if that can still be seen."""
         with contextlib.suppress(LobsterTrapError):
-            found = self.api.find(f"/containers/{name}/json")
+            found = self.api.find(f"/containers/{_name(agent)}/json")
             if found and not found["State"]["Running"]:
                 killed = ", out of memory" if found["State"].get("OOMKilled") else ""
                 return f" (it ended with {found['State']['ExitCode']}{killed})"
@@ -301,8 +328,22 @@ def is_here(api: PodmanApi) -> bool:
         api.delete(f"/volumes/{name}", force=True)
 
 
+def _owner(agent: AgentSpec) -> tuple[int, int]:
+    """Return whose the agent's files are, as every kind of mover sees them.
+
+    In a container and inside `podman unshare` ids are the container's own; rootful
+    engines do not map them.
+    """
+    return agent.security.user, agent.security.group
+
+
 def _writes(found: Mapping[str, Any]) -> bool:
     return any(mount["RW"] for mount in found["Mounts"] if mount["Type"] == "volume")
+
+
+def _lock_file(mountpoint: str) -> Path:
+    """Return the lock beside a volume's directory, which may be the agent's alone."""
+    return Path(f"{Path(mountpoint).parent}.lock")
 
 
 def _name(agent: AgentSpec) -> str:

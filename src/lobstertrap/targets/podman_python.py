@@ -17,6 +17,7 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from lobstertrap.errors import NotFound
 from lobstertrap.targets.podman_archive import Layer
 
 APPLICATION = "/opt/lobstertrap"
@@ -175,7 +176,12 @@ def _distributions() -> list[importlib.metadata.Distribution]:
             continue
         try:
             found[name] = importlib.metadata.distribution(name)
-        except importlib.metadata.PackageNotFoundError:
+        except importlib.metadata.PackageNotFoundError as error:
+            if name in _MOVER_NEEDS:
+                raise NotFound(
+                    f"package {name} is not installed, which a mover image needs",
+                    hint="install lobstertrap with all its dependencies",
+                ) from error
             continue  # for another platform or Python
         needs = [n for n in found[name].requires or [] if "extra ==" not in n]
         waiting += [match[0] for n in needs if (match := re.match(r"[\w.-]+", n))]
