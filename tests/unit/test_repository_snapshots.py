@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+import stat as st
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ from lobstertrap.repository import (
     take_snapshot,
     tree_digest,
 )
+from lobstertrap.repository import verify
 from lobstertrap.repository.directories import temporary_name
 from lobstertrap.stores.memory import MemoryStore
 from tests.fixtures.trees import (
@@ -245,6 +247,33 @@ def test_the_cache_only_makes_it_faster(repo: Repository, tmp_path: Path) -> Non
     assert first.tree_digest == second.tree_digest == third.tree_digest
     assert third.new_bytes == 0
     bring_back(repo, third, tmp_path / "out")
+
+
+def test_what_landed_here_is_not_read_again(
+    repo: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, out = tmp_path / "in", tmp_path / "out"
+    make_everything(root)
+    repo.use_cache(tmp_path / "cache")
+    bring_back(repo, snap(repo, root), out, now=later)
+    (root / "small.txt").write_text("A")
+    second = snap(repo, root, cache_dir=tmp_path / "cache")
+    stamp = (out / "secret").stat().st_mtime_ns
+    (out / "secret").write_text("y")  # somebody was here, and hid it
+    os.utime(out / "secret", ns=(stamp, stamp))
+    real, read = verify.disk_row, []
+    monkeypatch.setattr(
+        verify, "disk_row", lambda found, *more: read.append(found) or real(found, *more)
+    )
+
+    bring_back(repo, second, out, now=later)
+    files = {f.path for f in read if st.S_ISREG(f.stat.st_mode)}
+    third = snap(repo, out, cache_dir=tmp_path / "cache")
+
+    assert describe(out) == describe(root)
+    linked = {b"state/a/second name", b"state/first name", b"state/third name"}
+    assert files == {b"state/small.txt", b"state/secret"} | linked
+    assert third.tree_digest == second.tree_digest
 
 
 def test_excluded_files_do_not_travel_and_are_not_deleted(

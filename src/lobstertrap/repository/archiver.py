@@ -18,7 +18,7 @@ from lobstertrap.repository.entry import DIRECTORY, FILE, MTIME, SIZE, TYPE, Row
 from lobstertrap.repository.exclude import Exclude
 from lobstertrap.repository.format import ID_SIZE
 from lobstertrap.repository.live import LiveFiles
-from lobstertrap.repository.parent import Parent, find_parent
+from lobstertrap.repository.parent import Parent, find_parent, place_of
 from lobstertrap.repository.reading import FileReader, Reading
 from lobstertrap.repository.repository import Repository
 from lobstertrap.repository.scan import Found, close_all, open_roots, walk
@@ -104,14 +104,6 @@ def take_snapshot(
         )
         commit(repo, index, snapshot)
     return snapshot
-
-
-def place_of(repo: Repository, root: int) -> bytes:
-    """Return the mark of where a volume is: inodes and ctimes mean something there."""
-    status, system = os.fstat(root), os.fstatvfs(root)
-    if system.f_fsid:  # stays the same across reboots and machines
-        return repo.keys.place("fsid", system.f_fsid, status.st_ino)
-    return repo.keys.place("device", socket.gethostname(), status.st_dev, status.st_ino)
 
 
 class _Archiver:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Iterator, Mapping
 
 from lobstertrap.errors import IntegrityError, NotFound
 from lobstertrap.repository.index import Index
+from lobstertrap.repository.landing import load_landing
 from lobstertrap.repository.repository import Repository
 from lobstertrap.repository.snapshot import Owners, Snapshot
 from lobstertrap.repository.tree import Known, read_entries
@@ -48,6 +51,14 @@ class Parent:
         self._path = self._next.row[0] if self._next else b""
 
 
+def place_of(repo: Repository, root: int) -> bytes:
+    """Return the mark of where a volume is: inodes and ctimes mean something there."""
+    status, system = os.fstat(root), os.fstatvfs(root)
+    if system.f_fsid:  # stays the same across reboots and machines
+        return repo.keys.place("fsid", system.f_fsid, status.st_ino)
+    return repo.keys.place("device", socket.gethostname(), status.st_dev, status.st_ino)
+
+
 def find_parent(
     repo: Repository,
     index: Index,
@@ -56,7 +67,10 @@ def find_parent(
     owners: Owners,
 ) -> Parent:
     """Return a cursor over the parent; an empty one when there is none."""
+    landing = load_landing(repo, agent, places, owners)
     for name in reversed(repo.snapshot_names(agent)[-_LOOK_BACK:]):
+        if landing is not None and name.id == landing.snapshot.id:
+            return Parent(landing.entries(repo, index))
         try:
             snapshot = repo.read_snapshot(name)
         except (NotFound, IntegrityError):

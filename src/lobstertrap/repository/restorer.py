@@ -13,6 +13,9 @@ from lobstertrap.job import OnProgress, Progress
 from lobstertrap.repository.attributes import Attributes
 from lobstertrap.repository.entry import FILE, SIZE, TYPE, Row, check_row, shown
 from lobstertrap.repository.exclude import Exclude
+from lobstertrap.repository.landing import load_landing, save_landing
+from lobstertrap.repository.parent import Parent, place_of
+from lobstertrap.repository.reading import RACY_NS
 from lobstertrap.repository.rebuild import Rebuild
 from lobstertrap.repository.repository import Repository
 from lobstertrap.repository.scan import close_all, open_roots
@@ -50,6 +53,7 @@ def restore(
     roots: Mapping[str, Path],
     owners: Owners,
     delete_extra: bool = False,
+    now: Callable[[], float] = time.time,
     on_progress: OnProgress = lambda _: None,
 ) -> RestoreResult:
     """Make `roots` (path by volume) equal to `snapshot`; only differences are written.
@@ -78,6 +82,8 @@ def restore(
             snapshot=snapshot,
             on_progress=on_progress,
         )
+        places = {v: place_of(repo, handle) for v, handle in handles.items()}
+        landing = load_landing(repo, snapshot.agent, places, owners)
         forced: frozenset[bytes] = frozenset()
         for last in (False, True):
             entries = checked(read_entries(repo.blob_reader(index), snapshot.branches))
@@ -86,6 +92,7 @@ def restore(
                 known.row
                 for known in read_entries(repo.blob_reader(index), snapshot.branches)
             )
+            landed = landing.entries(repo, index) if landing else iter(())
             verdict = verify(
                 rows,
                 handles,
@@ -93,6 +100,8 @@ def restore(
                 excludes,
                 excused=attributes.excused,
                 extra_allowed=not delete_extra,
+                landed=Parent(landed),
+                trusted_before=int(now() * 1e9) - RACY_NS,
                 on_row=_reporter(snapshot, on_progress),
             )
             if not verdict.wrong and verdict.digest == snapshot.tree_digest:
@@ -102,6 +111,8 @@ def restore(
             forced = frozenset(verdict.wrong)
         for handle in handles.values():
             sync_file_system(handle)
+        if not attributes.excused:
+            save_landing(repo, snapshot, places, owners, verdict.stats)
     return RestoreResult(
         snapshot=snapshot.id,
         tree_digest=snapshot.tree_digest,

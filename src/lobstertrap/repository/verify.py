@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat as st
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -26,6 +27,7 @@ from lobstertrap.repository.entry import (
     Row,
 )
 from lobstertrap.repository.exclude import Exclude
+from lobstertrap.repository.parent import Parent
 from lobstertrap.repository.scan import Found, walk
 from lobstertrap.repository.snapshot import Owners
 from lobstertrap.repository.tree_digest import disk_row
@@ -38,6 +40,8 @@ class Verdict:
     digest: str = ""
     wrong: list[bytes] = field(default_factory=list)
     """Paths that are not what the snapshot says."""
+    stats: array[int] = field(default_factory=lambda: array("q"))
+    """ctime (0: too fresh to be trusted) and inode of every entry."""
 
 
 def verify(
@@ -48,15 +52,27 @@ def verify(
     *,
     excused: frozenset[str] | set[str],
     extra_allowed: bool,
+    landed: Parent,
+    trusted_before: int,
     on_row: Callable[[Row], None],
 ) -> Verdict:
     """Compare the disk with `expected`, which comes in walk order.
+
+    A file is read, unless its entry is one that `landed` here in an earlier restore,
+    was verified then, and its ctime and inode are still the same.
 
     What could not be set as this user (`excused`) counts as set. Files that the
     snapshot does not have are passed over when they are allowed or excluded.
     """
     verdict = Verdict()
-    checker = _Checker(owners, excused, verdict, on_row)
+    checker = _Checker(
+        owners,
+        excused,
+        verdict,
+        landed=landed,
+        trusted_before=trusted_before,
+        on_row=on_row,
+    )
     disk = _disk(handles, excludes, verdict)
     verdict.digest = tree_digest_of(
         checker.rows(iter(expected), disk, extra_allowed=extra_allowed)
@@ -77,12 +93,17 @@ class _Checker:
         owners: Owners,
         excused: frozenset[str] | set[str],
         verdict: Verdict,
+        *,
+        landed: Parent,
+        trusted_before: int,
         on_row: Callable[[Row], None],
     ) -> None:
         self._owners = owners
         self._excused = excused
         self._verdict = verdict
         self._on_row = on_row
+        self._landed = landed
+        self._trusted_before = trusted_before
         self._first: dict[tuple[int, int], Row] = {}
         self._buffer = memoryview(bytearray(1 << 20))
 
@@ -98,7 +119,23 @@ class _Checker:
                     wrong.append(found.path)
                 continue
             self._on_row(row)
-            real = self._read(found) if found is not None else None
+            known = self._landed.match(row[PATH])
+            if found is None:
+                self._verdict.stats.extend((0, 0))
+                real = None
+            else:
+                ctime, inode = found.stat.st_ctime_ns, found.stat.st_ino
+                trusted = ctime if ctime < self._trusted_before else 0
+                self._verdict.stats.extend((trusted, _signed(inode)))
+                if (
+                    known is not None
+                    and known.stat == (ctime, _signed(inode))
+                    and known.row == row
+                    and found.stat.st_nlink == 1
+                ):
+                    yield row
+                    continue
+                real = self._read(found)
             if real != row:
                 if self._excusable(row, real):
                     real = row
@@ -128,6 +165,10 @@ class _Checker:
             allowed.add(MODE)
         differing = {i for i in range(len(row)) if row[i] != real[i]}
         return differing <= allowed
+
+
+def _signed(inode: int) -> int:
+    return inode - (1 << 64) if inode >> 63 else inode
 
 
 def _side_by_side(
