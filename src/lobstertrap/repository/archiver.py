@@ -56,7 +56,8 @@ def take_snapshot(
     in it that cannot be read.
     """
     assert_compiled()
-    repo.use_cache(cache_dir)
+    if cache_dir is not None:
+        repo.use_cache(cache_dir)
     started = now()
     patterns = {volume: Exclude((exclude or {}).get(volume, ())) for volume in roots}
     with translated(), ExitStack() as stack:
