@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException
@@ -93,27 +93,25 @@ class Driver:
         to: str,
         *,
         kill: tuple[str, str] | None = None,
-        kill_after: float | None = None,
+        kill_when: Callable[[], bool] | None = None,
         abort: bool = False,
     ) -> Ended:
-        """Run a migration; kill it at a step's boundary, or after so many seconds."""
+        """Run a migration; kill it at a step's boundary, or when that becomes true."""
         assert self._process.stdin
         request = {"agent": "tally", "to": to, "abort": abort, "kill": kill}
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         answer = self._answer()
-        timer = None
-        if kill_after is not None:
-            timer = threading.Timer(
-                kill_after, os.kill, (answer["pid"], signal.SIGKILL)
-            )
-            timer.start()
+        ended = threading.Event()
+        killer = threading.Thread(
+            target=_kill, args=(answer["pid"], kill_when or (lambda: False), ended)
+        )
+        killer.start()
         receipt = None
         while "status" not in (answer := self._answer()):
             receipt = answer.get("receipt", receipt)
-        if timer is not None:
-            timer.cancel()  # a pid that is waited for may be another's soon
-            timer.join()
+        ended.set()
+        killer.join()
         return Ended(status=answer["status"], receipt=receipt)
 
     def errors(self) -> str:
@@ -135,6 +133,14 @@ class Driver:
         line = self._process.stdout.readline()
         assert line, self.errors()
         return dict(json.loads(line))
+
+
+def _kill(pid: int, when: Callable[[], bool], ended: threading.Event) -> None:
+    while not ended.wait(0.005):
+        if when():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            return
 
 
 @dataclass

@@ -5,11 +5,15 @@ from __future__ import annotations
 import random
 import signal
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
+from lobstertrap import config
 from tests.chaos.conftest import Place, wait_for_messages
 from tests.chaos.driver import STEPS
+from tests.fixtures.tally import TallyClient
 
 pytestmark = pytest.mark.slow
 
@@ -43,13 +47,54 @@ def test_killed_at_any_moment_the_same_command_moves_it_whole(place: Place) -> N
     took = time.monotonic() - began
 
     home = "server"
-    for _ in range(8):
+    for _ in range(5):
         wait_for_messages(place.talker)
-        moment = moments.uniform(0, took)
-        place.driver.migrate(there(home), kill_after=moment)
+        moment = time.monotonic() + moments.uniform(0, took)
+        place.driver.migrate(
+            there(home), kill_when=lambda moment=moment: time.monotonic() > moment
+        )
         if place.record.target == home:
             ended = place.driver.migrate(there(home))
             assert ended.status == 0, place.driver.errors()
         home = there(home)
         wait_for_messages(place.talker)
         place.assert_sound(home)
+
+
+@pytest.mark.parametrize("again", ["again", "abort"])
+def test_killed_while_it_restores_the_mover_that_is_left_does_no_harm(
+    place: Place, again: str
+) -> None:
+    wait_for_messages(place.talker)
+    address = place.talker.loaded.target("laptop").status(
+        place.talker.loaded.agent("tally")
+    )
+    TallyClient(address=address.addresses["http"]).post("/grow", {"megabytes": 96})
+    archive = place.state("server") / "archive"
+
+    def is_restoring() -> bool:
+        return archive.exists() and any(archive.iterdir())
+
+    killed = place.driver.migrate("server", kill_when=is_restoring)
+    assert killed.status == -signal.SIGKILL
+    ended = place.driver.migrate("server", abort=again == "abort")
+
+    assert ended.status == 0, place.driver.errors()
+    wait_for_messages(place.talker)
+    place.assert_sound("laptop" if again == "abort" else "server")
+    deadline = time.monotonic() + 60
+    while movers(place.directory) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert movers(place.directory) == []
+
+
+def movers(directory: Path) -> list[int]:
+    """Return every mover that still runs under this lobstertrap.toml."""
+    found, mark = [], f"{config.VARIABLE}={directory / config.FILE_NAME}".encode()
+    for process in Path("/proc").iterdir():
+        with suppress(OSError):
+            if b"lobstertrap.mover" not in (process / "cmdline").read_bytes():
+                continue
+            if mark in (process / "environ").read_bytes():
+                found.append(int(process.name))
+    return found
