@@ -12,7 +12,7 @@ from tasks.step import open_handle, step
 @step(task_run_name="pre-copy {agent}: {source} -> {destination}")
 def precopy_state(
     agent: str, operation: str, source: str, destination: str
-) -> dict[str, Any]:
-    """Return the results of the snapshot and of the restore, or nothing."""
+) -> list[dict[str, Any]]:
+    """Return for each round the results of the snapshot and of the restore."""
     with live_progress(f"pre-copy {agent}: {source} -> {destination}"):
         return migration.precopy(open_handle(agent, operation))

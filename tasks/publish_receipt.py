@@ -16,13 +16,13 @@ def publish_receipt(
     *,
     image: str,
     epoch: int,
-    copied: dict[str, Any],
+    copied: list[dict[str, Any]],
     moved: dict[str, Any],
     downtime_seconds: float,
     seconds: float,
 ) -> dict[str, Any]:
     """Return the receipt and show it in the UI."""
-    parts = [part for part in (copied, moved) if part]
+    parts = [part for part in (*copied, moved) if part]
     receipt = {
         "agent": plan.agent,
         "source": plan.source,
@@ -37,6 +37,7 @@ def publish_receipt(
         "bytes": moved["snapshot"]["bytes"] if moved else 0,
         "bytes_uploaded": sum(part["snapshot"]["uploaded_bytes"] for part in parts),
         "bytes_restored": sum(part["restore"]["bytes_written"] for part in parts),
+        "rounds": len(copied),
         "bytes_in_cutover": moved["restore"]["bytes_written"] if moved else 0,
         "warnings": moved["snapshot"]["warnings"] if moved else [],
         "downtime_seconds": downtime_seconds,
@@ -60,6 +61,7 @@ def _markdown(receipt: dict[str, Any]) -> str:
         "Sent to the store": _mb(receipt["bytes_uploaded"]),
         "Written at the destination": f"{_mb(receipt['bytes_restored'])}, of which "
         f"{_mb(receipt['bytes_in_cutover'])} while the agent was down",
+        "Copied while it ran": f"{receipt['rounds']} times",
         "Tree digest, source and destination": f"`{receipt['tree_digest']}`",
         "Snapshot": f"`{receipt['snapshot']}`",
         "Image": f"`{receipt['image']}`",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,14 @@ from lobstertrap.errors import (
 from lobstertrap.lease import AgentRecord, Journal
 from lobstertrap.lifecycle import AgentHandle
 from lobstertrap.targets.base import AgentStatus, ImageTransfer, Target, TargetInfo
+
+PRECOPY_ROUNDS = 5
+"""How often the running source is copied at most."""
+PRECOPY_SECONDS = 1800.0
+"""After so long no further round is begun."""
+PRECOPY_ENOUGH = 4 << 20
+"""Bytes: a difference so small costs the cutover less than the programs' start."""
+_SHRINKS = 0.7
 
 log = logging.getLogger(__name__)
 
@@ -118,15 +126,37 @@ def stage(handle: AgentHandle) -> str:
     return destination.ensure_image(handle.spec)
 
 
-def precopy(handle: AgentHandle) -> dict[str, Any]:
+def precopy(handle: AgentHandle) -> list[dict[str, Any]]:
     """Copy the state of the *running* source, so that the cutover moves only the rest.
 
-    Returns the snapshot's result and the restore's, as `{"snapshot", "restore"}`; empty
-    when the source does not run or is past it.
+    Once, and again as long as that helps. Returns for each round the snapshot's result
+    and the restore's, as `{"snapshot", "restore"}`; nothing when the source does not
+    run or is past it.
     """
     journal = _forward(handle)
     if journal.step != "staging" or not journal.was_running:
-        return {}
+        return []
+    began, rounds = handle.monotonic(), [_precopy_once(handle, journal)]
+    while helps_again(rounds, handle.monotonic() - began):
+        rounds.append(_precopy_once(handle, journal))
+    return rounds
+
+
+def helps_again(rounds: Sequence[Mapping[str, Any]], seconds: float) -> bool:
+    """Say whether one more round would leave less for the cutover.
+
+    It does while the difference shrinks: an agent that writes as fast as it is copied
+    has the same difference in every round, and the first repetition shows it.
+    """
+    if len(rounds) >= PRECOPY_ROUNDS or seconds >= PRECOPY_SECONDS:
+        return False
+    *before, last = map(_difference, rounds)
+    if last <= PRECOPY_ENOUGH:
+        return False
+    return not before or last <= before[-1] * _SHRINKS
+
+
+def _precopy_once(handle: AgentHandle, journal: Journal) -> dict[str, Any]:
     taken = lifecycle.take_snapshot(
         handle, journal.source, consistency="live", purpose="pre-copy"
     )
@@ -136,6 +166,12 @@ def precopy(handle: AgentHandle) -> dict[str, Any]:
         handle, journal.destination, snapshot=taken["snapshot"]
     )
     return {"snapshot": taken, "restore": restored}
+
+
+def _difference(moved: Mapping[str, Any]) -> int:
+    """Return how much a round had to move: new in the store, or here at least."""
+    snapshot, restored = moved["snapshot"], moved["restore"]
+    return max(int(snapshot["new_bytes"]), int(restored["bytes_written"]))
 
 
 def quiesce(handle: AgentHandle) -> None:
