@@ -15,7 +15,7 @@ _PIECE = 1 << 18
 
 
 async def _copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, asyncio.CancelledError):
         while piece := await source.read(_PIECE):
             sink.write(piece)
             await sink.drain()

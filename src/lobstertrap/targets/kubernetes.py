@@ -243,10 +243,16 @@ class KubernetesTarget:
                 hint=f"lobstertrap status {agent.name} shows where it lives",
             )
         image = self._images.mover_image(platform=self._settings.platform)
-        result = self._movers.run(agent, job, on_progress, image=image)
-        if job.command == "restore":
-            for volume in job.volumes:
-                self._mark_prepared(agent, volume)
+        bare = [name for name in job.volumes if not self._is_prepared(agent, name)]
+        result = self._movers.run(
+            agent,
+            job,
+            on_progress,
+            image=image,
+            read_only=job.command == "snapshot" and not bare,
+        )
+        for volume in bare:
+            self._mark_prepared(agent, volume)
         return result
 
     def remove(self, agent: AgentSpec, *, volumes: bool = False) -> None:

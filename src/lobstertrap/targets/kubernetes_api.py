@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urlencode
 
 from lobstertrap.errors import (
@@ -25,6 +25,8 @@ from lobstertrap.errors import (
     TimedOut,
     Unavailable,
 )
+
+T = TypeVar("T")
 
 FIELD_MANAGER: Final = "lobstertrap"
 _CONNECT_SECONDS: Final = 10.0
@@ -183,6 +185,20 @@ class KubernetesApi:
                 return False
             time.sleep(interval)
             interval = min(interval * 1.2, 1.0)
+
+    def persist(self, call: Callable[[], T], *, seconds: float = 60.0) -> T:
+        """Return what `call` returns, however often the API server is away meanwhile.
+
+        For what must not be left undone, and may be done twice.
+        """
+        found: list[T] = []
+
+        def once() -> bool:
+            found.append(call())
+            return True
+
+        self.until(once, seconds=seconds, patience=seconds)
+        return found[0]
 
     def _path(self, resource: str, name: str = "") -> str:
         group = GROUPS[resource]

@@ -45,9 +45,8 @@ import json, os, runpy
 with open({_REQUEST!r}) as file:
     request = json.load(file)
 request["local_owner"] = [os.getuid(), os.getgid()]
-if request["command"] == "restore":
-    for path in request["volumes"].values():
-        os.makedirs(path, 0o755, exist_ok=True)
+for path in request["volumes"].values():
+    os.makedirs(path, 0o755, exist_ok=True)
 memory = os.memfd_create("request")
 with os.fdopen(os.dup(memory), "w") as file:
     json.dump(request, file)
@@ -67,7 +66,13 @@ class MoverPods:
     start_seconds: float = _START_SECONDS
 
     def run(
-        self, agent: AgentSpec, job: MoverJob, on_progress: OnProgress, *, image: str
+        self,
+        agent: AgentSpec,
+        job: MoverJob,
+        on_progress: OnProgress,
+        *,
+        image: str,
+        read_only: bool,
     ) -> dict[str, Any]:
         """Run `job` on the agent's claims, which exist; see `Target.run_mover`."""
         _refuse_unreachable(self.settings.target, job)
@@ -76,7 +81,7 @@ class MoverPods:
         paths = {name: f"{spec.place(name)}/{spec.DATA}" for name in job.volumes}
         request = job.to_json(paths, owner=self.settings.owner(agent))
         self.end(agent)
-        pod = self._create(agent, job, image)
+        pod = self._create(agent, self._pod(agent, job, image, read_only))
         uid = pod["metadata"]["uid"]
         try:
             self._hand_over(agent, request, uid)
@@ -96,11 +101,12 @@ class MoverPods:
         that it has ended: its node does not answer.
         """
         name = spec.mover_name(agent)
-        found = self._find(name, uid)
+        found = self.api.persist(lambda: self._find(name, uid))
         if found is None:
             return
-        self.api.delete("pods", name, uid=found["metadata"]["uid"])
-        self._delete_request(name, found["metadata"]["uid"])
+        its = found["metadata"]["uid"]
+        self.api.persist(lambda: self.api.delete("pods", name, uid=its))
+        self.api.persist(lambda: self._delete_request(name, its))
         gone = self.api.until(
             lambda: self._find(name, uid) is None, seconds=_END_SECONDS
         )
@@ -120,9 +126,9 @@ class MoverPods:
         other = found is not None and uid not in ("", found["metadata"]["uid"])
         return None if other else found
 
-    def _create(self, agent: AgentSpec, job: MoverJob, image: str) -> dict[str, Any]:
+    def _create(self, agent: AgentSpec, manifest: dict[str, Any]) -> dict[str, Any]:
         try:
-            pod: dict[str, Any] = self.api.create("pods", self._pod(agent, job, image))
+            pod: dict[str, Any] = self.api.create("pods", manifest)
         except Conflict as error:
             raise Unavailable(
                 f"{self._about(agent)} another mover is at its volumes",
@@ -158,8 +164,9 @@ class MoverPods:
             if uid in owners:
                 self.api.delete("secrets", name, uid=found["metadata"]["uid"])
 
-    def _pod(self, agent: AgentSpec, job: MoverJob, image: str) -> dict[str, Any]:
-        reads = job.command == "snapshot"
+    def _pod(
+        self, agent: AgentSpec, job: MoverJob, image: str, read_only: bool
+    ) -> dict[str, Any]:
         marks = spec.labels(agent, self.settings, "mover") | {spec.MOVER: agent.name}
         marks[spec.TURN] = str(job.request.get("turn") or 0)
         return {
@@ -176,9 +183,9 @@ class MoverPods:
                 "enableServiceLinks": False,
                 "terminationGracePeriodSeconds": _GRACE_SECONDS,
                 "securityContext": spec.pod_security(agent, self.settings),
-                "containers": [self._container(agent, job, image)],
+                "containers": [self._container(agent, job, image, read_only)],
                 "volumes": [
-                    *spec.claims_as_volumes(agent, job.volumes, read_only=reads),
+                    *spec.claims_as_volumes(agent, job.volumes, read_only=read_only),
                     {"name": "scratch", "emptyDir": {}},
                     {
                         "name": "request",
@@ -191,8 +198,9 @@ class MoverPods:
             },
         }
 
-    def _container(self, agent: AgentSpec, job: MoverJob, image: str) -> dict[str, Any]:
-        reads = job.command == "snapshot"
+    def _container(
+        self, agent: AgentSpec, job: MoverJob, image: str, read_only: bool
+    ) -> dict[str, Any]:
         request = _REQUEST.rpartition("/")[0]
         return {
             "name": "mover",
@@ -206,7 +214,7 @@ class MoverPods:
                 "requests": {"memory": str(self.memory // 4), "cpu": "100m"},
             },
             "volumeMounts": [
-                *spec.places(job.volumes, read_only=reads),
+                *spec.places(job.volumes, read_only=read_only),
                 {"name": "scratch", "mountPath": "/tmp"},  # noqa: S108 - in the pod
                 {"name": "request", "mountPath": request, "readOnly": True},
             ],
@@ -313,21 +321,18 @@ class MoverPods:
         return self.api.log_lines(name, seconds=_SILENCE_SECONDS, **query)
 
     def _has_ended(self, name: str) -> bool:
-        found: list[bool] = []
-
-        def look() -> bool:
-            pod = self.api.find("pods", name)
-            found[:] = [pod is None or bool(pods.container_state(pod, "terminated"))]
-            return True
-
-        self.api.until(look, seconds=_LOST_SECONDS, patience=_LOST_SECONDS)
-        return found[0]
+        pod = self.api.persist(
+            lambda: self.api.find("pods", name), seconds=_LOST_SECONDS
+        )
+        return pod is None or bool(pods.container_state(pod, "terminated"))
 
     def _still_there(
         self, agent: AgentSpec, lost: float | None, error: LobsterTrapError
     ) -> float | None:
         """Return since when the node is lost; None while the pod is well but silent."""
-        pod = self.api.find("pods", spec.mover_name(agent))
+        pod = self.api.persist(
+            lambda: self.api.find("pods", spec.mover_name(agent)), seconds=_LOST_SECONDS
+        )
         if pod is None or (isinstance(error, TimedOut) and pods.is_ready(pod)):
             return None
         time.sleep(0.5)
