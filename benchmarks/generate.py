@@ -3,8 +3,8 @@
     python benchmarks/generate.py make agent DIR [--scale 1.0]
     python benchmarks/generate.py change agent DIR
 
-Sets: `agent` (text, JSONL, SQLite, node_modules, a git-like object store; 42,000 files,
-1.5 GB at scale 1), `small` (100,000 files of 0.5-8 KB), `big` (one file of 2 GB, half of
+Sets: `agent` (text, JSONL, SQLite, node_modules, a git-like object store; 42,000
+files, 1.2 GB at scale 1), `small` (100,000 files of 0.5-8 KB), `big` (one file of 2 GB, half of
 it incompressible). `change` edits 1% of the files and appends to every SQLite database
 and JSONL file.
 """
@@ -21,6 +21,7 @@ from pathlib import Path
 
 SEED = 20_260_101
 LARGE = 1 << 20
+EDITED = 0.01
 
 
 class Text:
@@ -103,9 +104,7 @@ def _make_modules(root: Path, chance: random.Random, text: Text, packages: int) 
             (folder / f"{number}.js").write_text(text.some(min(size, 200_000)))
 
 
-def _make_objects(
-    root: Path, chance: random.Random, text: Text, scale: float
-) -> None:
+def _make_objects(root: Path, chance: random.Random, text: Text, scale: float) -> None:
     for number in range(int(5000 * scale)):
         folder = root / f"{number % 256:02x}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -164,9 +163,7 @@ def change(root: Path, chance: random.Random) -> None:
             database = sqlite3.connect(path)
             database.execute("PRAGMA synchronous=OFF")
             _fill(database, text, chance, path.stat().st_size // 200)
-            database.execute(
-                "UPDATE events SET body = body || '.' WHERE id % 997 = 0"
-            )
+            database.execute("UPDATE events SET body = body || '.' WHERE id % 997 = 0")
             database.commit()
             database.close()
         elif path.suffix == ".jsonl":
@@ -174,7 +171,7 @@ def change(root: Path, chance: random.Random) -> None:
                 file.write(_turn(9, text, chance))
         elif path.stat().st_size >= 100 * LARGE:
             _edit_inside(path, chance)
-        elif chance.random() < 0.01:
+        elif chance.random() < EDITED:
             path.write_text(text.some(max(500, path.stat().st_size)))
 
 

@@ -3,10 +3,10 @@
     python benchmarks/snapshots.py WORK_DIRECTORY [--sets agent small big]
         [--scale 0.5] [--rounds 3] [--store directory|s3] [--json]
 
-Steps: first snapshot, unchanged, after a change of 1% and appends, restore into an empty
-directory, restore onto the copy from before the change. Wall and client CPU seconds, peak
-RSS, and what the store holds. restic is the one that is installed; without it only our
-own numbers are printed. `s3` needs rclone from the test group.
+Steps: first snapshot, unchanged, after a change of 1% and appends, restore into an
+empty directory, restore onto the copy from before the change. Wall and client CPU
+seconds, peak RSS, and what the store holds. restic is the one that is installed;
+without it only our own numbers are printed. `s3` needs rclone from the test group.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def measure(
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
+        if process.stdin is None or process.stdout is None:
+            raise RuntimeError
         process.stdin.write(text or "")
         process.stdin.close()
         output = process.stdout.read()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lobstertrap import job
+from lobstertrap import job, mover
 from lobstertrap.errors import (
     AccessDenied,
     InvalidInput,
@@ -57,7 +57,11 @@ def run(request: dict[str, Any]) -> tuple[dict[str, Any], list[job.Progress]]:
     """Run the mover as a target does."""
     progress: list[job.Progress] = []
     done = subprocess.run(
-        MOVER, input=json.dumps(request) + "\n", capture_output=True, text=True
+        MOVER,
+        input=json.dumps(request) + "\n",
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert KEY not in done.stdout + done.stderr
     assert done.stderr == ""
@@ -121,7 +125,7 @@ def test_a_snapshot_and_a_restore_through_the_mover(
         ({"version": 2}, InvalidInput),
         ({"command": "explode"}, InvalidInput),
         ({"volumes": {}}, InvalidInput),
-        ({"volumes": {"../x": "/tmp"}}, InvalidInput),
+        ({"volumes": {"../x": "/nowhere"}}, InvalidInput),
         ({"volumes": {"state": "/nowhere/at/all"}}, NotFound),
         ({"local_owner": [1]}, InvalidInput),
         ({"owner": ["a", "b"]}, InvalidInput),
@@ -146,7 +150,9 @@ def test_a_bad_request_is_one_error_line(
 
 @pytest.mark.parametrize("text", ["", "not json\n", "[1]\n", "{" * 5000 + "\n"])
 def test_garbage_on_standard_input_is_one_error_line(text: str) -> None:
-    done = subprocess.run(MOVER, input=text, capture_output=True, text=True)
+    done = subprocess.run(
+        MOVER, input=text, capture_output=True, text=True, check=False
+    )
 
     assert done.returncode == 1
     assert done.stderr == ""
@@ -159,7 +165,7 @@ def big(tmp_path: Path) -> Path:
     """A volume that takes a while."""
     root = tmp_path / "big"
     root.mkdir()
-    chance = random.Random(7)
+    chance = random.Random(7)  # noqa: S311 - test data
     for number in range(400):
         (root / f"file{number}").write_bytes(chance.randbytes(20_000))
     for number in range(4):
@@ -199,7 +205,7 @@ def test_a_signal_ends_it_at_once_with_one_error_line(
 def test_killed_at_any_moment_and_run_again_it_ends_well(
     request_for: Any, big: Path, tmp_path: Path
 ) -> None:
-    chance = random.Random(11)
+    chance = random.Random(11)  # noqa: S311 - moments to kill at
     for _ in range(5):
         with start(request_for("snapshot", big)) as process:
             time.sleep(chance.uniform(0.1, 0.9))
@@ -207,9 +213,7 @@ def test_killed_at_any_moment_and_run_again_it_ends_well(
     taken, _ = run(request_for("snapshot", big))
     out = tmp_path / "out"
     for _ in range(5):
-        with start(
-            request_for("restore", out, snapshot=taken["snapshot"])
-        ) as process:
+        with start(request_for("restore", out, snapshot=taken["snapshot"])) as process:
             time.sleep(chance.uniform(0.2, 0.8))
             process.kill()
 
@@ -219,9 +223,7 @@ def test_killed_at_any_moment_and_run_again_it_ends_well(
 
 
 def test_progress_comes_a_few_times_a_second(capfd: pytest.CaptureFixture[str]) -> None:
-    from lobstertrap.mover import Output
-
-    output = Output(1)
+    output = mover.Output(1)
     for _ in range(1000):
         output.progress(job.Progress(phase="read"))
     output.progress(job.Progress(phase="commit"))
@@ -232,8 +234,6 @@ def test_progress_comes_a_few_times_a_second(capfd: pytest.CaptureFixture[str]) 
 def test_a_bug_is_one_line_without_values(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from lobstertrap import mover
-
     def broken(*_: object) -> dict[str, Any]:
         raise RuntimeError("with a secret in it")
 

@@ -13,7 +13,14 @@ import pytest
 
 from lobstertrap.errors import IntegrityError, LobsterTrapError, Unavailable
 from lobstertrap.redaction import SecretValue
-from lobstertrap.repository import Repository, restore, take_snapshot, tree_digest
+from lobstertrap.repository import (
+    Repository,
+    archiver,
+    reading,
+    restore,
+    take_snapshot,
+    tree_digest,
+)
 from lobstertrap.repository.scan import Found
 from lobstertrap.stores.base import StoredObject
 from lobstertrap.stores.memory import MemoryStore
@@ -193,11 +200,11 @@ class Damaging(MemoryStore):
         super().__init__()
         self.damage = lambda _key, data: data
 
-    def get(self, key: str) -> StoredObject:
+    def get(self, key: str) -> StoredObject:  # noqa: D102 - the contract says it
         found = super().get(key)
         return StoredObject(data=self.damage(key, found.data), etag=found.etag)
 
-    def get_range(self, key: str, start: int, length: int) -> bytes:
+    def get_range(self, key: str, start: int, length: int) -> bytes:  # noqa: D102
         whole = self.damage(key, super().get(key).data)
         if len(whole) < start + length:
             raise IntegrityError("too short")
@@ -270,8 +277,6 @@ def test_an_object_in_another_ones_place_is_noticed(tmp_path: Path) -> None:
 def test_a_file_that_changes_while_it_is_read_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lobstertrap.repository import reading
-
     root = tmp_path / "in"
     root.mkdir()
     (root / "restless").write_bytes(b"x" * 100_000)
@@ -293,8 +298,6 @@ def test_a_file_that_changes_while_it_is_read_is_named(
 def test_a_file_that_changes_once_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lobstertrap.repository import reading
-
     root = tmp_path / "in"
     root.mkdir()
     (root / "file").write_bytes(b"old" * 50_000)
@@ -319,8 +322,6 @@ def test_a_file_that_changes_once_is_read_again(
 def test_a_file_that_is_replaced_under_the_walk_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, becomes: str
 ) -> None:
-    from lobstertrap.repository import archiver
-
     root = tmp_path / "in"
     root.mkdir()
     (root / "a").write_text("a")

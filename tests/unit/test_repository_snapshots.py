@@ -6,6 +6,7 @@ import shutil
 import socket
 import stat as st
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from hypothesis import strategies as some
 from lobstertrap.errors import (
     AccessDenied,
     Conflict,
-    IntegrityError,
     InvalidInput,
     NotFound,
 )
@@ -28,9 +28,11 @@ from lobstertrap.repository import (
     restore,
     take_snapshot,
     tree_digest,
+    verify,
 )
-from lobstertrap.repository import verify
 from lobstertrap.repository.directories import temporary_name
+from lobstertrap.repository.snapshot import SnapshotName
+from lobstertrap.repository.tree import read_entries
 from lobstertrap.stores.memory import MemoryStore
 from tests.fixtures.trees import (
     OWNERS,
@@ -200,8 +202,6 @@ def test_a_change_that_keeps_size_and_mtime_is_seen(
 def test_a_file_written_just_now_is_not_trusted_next_time(
     repo: Repository, tmp_path: Path
 ) -> None:
-    import time
-
     root = tmp_path / "in"
     root.mkdir()
     (root / "fresh").write_text("one")
@@ -212,8 +212,6 @@ def test_a_file_written_just_now_is_not_trusted_next_time(
 
 
 def _entries(repo: Repository, snapshot: Snapshot):
-    from lobstertrap.repository.tree import read_entries
-
     reader = repo.blob_reader(repo.load_index())
     return list(read_entries(reader, snapshot.branches, stats=True))
 
@@ -263,7 +261,9 @@ def test_what_landed_here_is_not_read_again(
     os.utime(out / "secret", ns=(stamp, stamp))
     real, read = verify.disk_row, []
     monkeypatch.setattr(
-        verify, "disk_row", lambda found, *more: read.append(found) or real(found, *more)
+        verify,
+        "disk_row",
+        lambda found, *more: read.append(found) or real(found, *more),
     )
 
     bring_back(repo, second, out, now=later)
@@ -484,8 +484,6 @@ def test_snapshots_are_found_by_agent_and_by_prefix(
 def test_an_ambiguous_prefix_lists_the_candidates(
     repo: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lobstertrap.repository.snapshot import SnapshotName
-
     names = [
         SnapshotName(milliseconds=n, tag="00000000", id="abcd" + f"{n:028x}")
         for n in (1, 2)
@@ -521,7 +519,7 @@ NAMES = some.binary(min_size=1, max_size=12).filter(
 FILES = some.one_of(
     some.binary(max_size=40),
     some.integers(0, 2**32).map(lambda n: n.to_bytes(5, "big") * 40_000),
-    some.integers(60_000, 300_000).map(lambda n: bytes(n)),
+    some.integers(60_000, 300_000).map(bytes),
 )
 TREES = some.recursive(
     some.dictionaries(NAMES, some.one_of(FILES, some.just("../a link")), max_size=4),
@@ -563,7 +561,7 @@ def as_user(uid: int, work: Callable[[], list[str]]) -> list[str]:
         os.write(writer, json.dumps(lines).encode())
         os._exit(0)
     os.close(writer)
-    with open(reader, "rb") as answers:
+    with os.fdopen(reader, "rb") as answers:
         lines = json.loads(answers.read())
     os.waitpid(child, 0)
     return list(lines)
