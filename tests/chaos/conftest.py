@@ -95,13 +95,17 @@ class Driver:
         kill: tuple[str, str] | None = None,
         kill_when: Callable[[], bool] | None = None,
         abort: bool = False,
+        suspend: bool = False,
+        started: Callable[[int], None] = lambda pid: None,
     ) -> Ended:
         """Run a migration; kill it at a step's boundary, or when that becomes true."""
         assert self._process.stdin
         request = {"agent": "tally", "to": to, "abort": abort, "kill": kill}
+        request["suspend"] = suspend
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         answer = self._answer()
+        started(answer["pid"])
         ended = threading.Event()
         killer = threading.Thread(
             target=_kill, args=(answer["pid"], kill_when or (lambda: False), ended)
@@ -239,9 +243,15 @@ root = "{root}/server"
 """
 
 
-def wait_for_messages(talker: Talker, count: int = 5, seconds: float = 30) -> None:
+def wait_for_messages(talker: Talker, count: int = 5) -> None:
     """Return when so many more messages were acknowledged."""
-    wanted, deadline = len(talker.acknowledged) + count, time.monotonic() + seconds
-    while len(talker.acknowledged) < wanted:
-        assert time.monotonic() < deadline, "tally does not answer"
+    wanted = len(talker.acknowledged) + count
+    wait_until(lambda: len(talker.acknowledged) >= wanted)
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
+    """Return when it holds."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it does not come true"
         time.sleep(0.02)

@@ -6,7 +6,8 @@ flows/migrate_agent.py, without Prefect, on the lobstertrap.toml of its director
 
     {"agent": "tally", "to": "server", "abort": false, "kill": ["stop_source", "after"]}
 
-It answers with two lines: the process's id when it starts, and how it ended.
+It answers with the process's id when it starts, and with how it ended. With "suspend"
+the process stops itself (SIGSTOP) between writing the epoch and launching under it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from prefect import Task
 
 from flows.migrate_agent import migrate_agent
 from lobstertrap.errors import Transient
+from lobstertrap.targets.host import HostTarget
 from tasks import step
 from tests.chaos.commands import rebind
 
@@ -64,6 +66,8 @@ def main() -> None:
 
 def _run(request: dict[str, Any]) -> int:
     try:
+        if request.get("suspend"):
+            _suspend_before_launch()
         receipt = _flow(request.get("kill"))(
             request["agent"], request["to"], request["abort"]
         )
@@ -72,6 +76,16 @@ def _run(request: dict[str, Any]) -> int:
         traceback.print_exc()
         return 1
     return 0
+
+
+def _suspend_before_launch() -> None:
+    launch = HostTarget.launch
+
+    def late(*args: Any, **kwargs: Any) -> None:
+        os.kill(os.getpid(), signal.SIGSTOP)
+        launch(*args, **kwargs)
+
+    HostTarget.launch = late  # type: ignore[method-assign]
 
 
 def _flow(kill: list[str] | None) -> Callable[..., Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lobstertrap import config
-from tests.chaos.conftest import Place, wait_for_messages
+from tests.chaos.conftest import Driver, Place, wait_for_messages, wait_until
 from tests.chaos.driver import STEPS
 from tests.fixtures.tally import TallyClient
 
@@ -61,6 +63,45 @@ def test_killed_at_any_moment_the_same_command_moves_it_whole(place: Place) -> N
         place.assert_sound(home)
 
 
+def test_a_process_that_sleeps_before_its_launch_does_not_start_a_second_copy(
+    place: Place, tmp_path: Path
+) -> None:
+    wait_for_messages(place.talker)
+    zombie = Driver(tmp_path)
+    pids: list[int] = []
+    sleeper = threading.Thread(
+        target=zombie.migrate,
+        args=("server",),
+        kwargs={"suspend": True, "started": pids.append},
+    )
+    try:
+        sleeper.start()
+        wait_until(lambda: bool(pids) and is_suspended(pids[0]), seconds=120)
+        assert place.record.migration.launched
+        assert place.running() == []
+
+        ended = place.driver.migrate("server", abort=True)  # watches for 30 s
+        assert ended.status == 0, place.driver.errors()
+        place.assert_sound("laptop")
+        os.kill(pids[0], signal.SIGCONT)
+        sleeper.join(120)
+
+        assert "is fenced off" in zombie.errors()
+        wait_for_messages(place.talker)
+        place.assert_sound("laptop")
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        sleeper.join(60)
+        zombie.close()
+
+
+def is_suspended(pid: int) -> bool:
+    """Say whether the process is stopped by a signal."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
 @pytest.mark.parametrize("again", ["again", "abort"])
 def test_killed_while_it_restores_the_mover_that_is_left_does_no_harm(
     place: Place, again: str
@@ -82,10 +123,7 @@ def test_killed_while_it_restores_the_mover_that_is_left_does_no_harm(
     assert ended.status == 0, place.driver.errors()
     wait_for_messages(place.talker)
     place.assert_sound("laptop" if again == "abort" else "server")
-    deadline = time.monotonic() + 60
-    while movers(place.directory) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert movers(place.directory) == []
+    wait_until(lambda: movers(place.directory) == [])
 
 
 def movers(directory: Path) -> list[int]:

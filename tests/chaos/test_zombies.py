@@ -161,6 +161,17 @@ def test_a_zombie_restore_does_not_write_over_what_came_later(then: str) -> None
     assert effect > 20
 
 
+def test_a_zombie_snapshot_is_not_taken_from_under_a_running_agent() -> None:
+    for effect in range(100):
+        world = world_at()
+        commands.stop(Process(world))
+        zombie = suspended_before(world, commands.snapshot, effect)
+        if zombie is None:
+            break
+        assert haunt(zombie, launch_at_home) == [], f"before effect {effect}"
+    assert effect > 8
+
+
 def test_without_a_fence_a_zombie_starts_a_second_copy() -> None:
     found = set()
 
