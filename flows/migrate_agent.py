@@ -58,13 +58,14 @@ def _migrate(agent: str, operation: str, to: str) -> dict[str, Any]:
     if plan.resumes == "rolling-back":
         roll_back(agent, operation)
         plan = check_plan(agent, operation, to)
+    source = "".join(plan.source)  # a copy, or an edge to every step would be drawn
     downtime = 0.0
     try:
         begin_migration(agent, operation, plan)
         image = stage_destination(agent, operation, to)
-        copied = precopy_state(agent, operation, plan.source, to)
-        stop_source(agent, operation, plan.source)
-        moved = transfer_state(agent, operation, plan.source, to)
+        copied = precopy_state(agent, operation, source, to)
+        stop_source(agent, operation, source)
+        moved = transfer_state(agent, operation, source, to)
         if plan.was_running:
             launch_destination(agent, operation, to)
             downtime = await_destination(agent, operation, to)
@@ -72,7 +73,7 @@ def _migrate(agent: str, operation: str, to: str) -> dict[str, Any]:
     except BaseException:  # a cancel is one too; the rollback says where things are
         roll_back(agent, operation)
         raise
-    retire_source(agent, operation, plan.source)
+    retire_source(agent, operation, source)
     return publish_receipt(
         plan,
         image=image,

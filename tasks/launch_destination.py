@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from lobstertrap import migration
-from tasks.step import open_handle, step
+from tasks.step import log, open_handle, step
 
 
 @step(task_run_name="launch {agent} on {destination}")
 def launch_destination(agent: str, operation: str, destination: str) -> int:
     """Return the epoch under which it runs."""
-    del destination  # names the run; the journal says which it is
-    return migration.launch(open_handle(agent, operation))
+    epoch = migration.launch(open_handle(agent, operation))
+    log.info("%s: %s is launched under epoch %d", destination, agent, epoch)
+    return epoch

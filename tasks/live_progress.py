@@ -39,6 +39,12 @@ class _Artifact:
         self._shown = now
         log.info("%s: %s", self._what, _words(done, now - self._began))
         percent = 100.0 * done.done_bytes / done.total_bytes if done.total_bytes else 0
+        try:
+            self._publish(percent)
+        except Exception as error:  # a transfer does not end because nobody can watch
+            log.debug("no progress in Prefect: %s", error)
+
+    def _publish(self, percent: float) -> None:
         if self._id is None:
             self._id = create_progress_artifact(percent, description=self._what)  # type: ignore[assignment]
         elif isinstance(self._id, UUID):

@@ -6,7 +6,8 @@ from typing import Any
 
 from lobstertrap import migration
 from tasks.live_progress import live_progress
-from tasks.step import open_handle, step
+from tasks.step import log, open_handle, step
+from tasks.words import restore_words, snapshot_words
 
 
 @step(task_run_name="pre-copy {agent}: {source} -> {destination}")
@@ -15,4 +16,8 @@ def precopy_state(
 ) -> list[dict[str, Any]]:
     """Return for each round the results of the snapshot and of the restore."""
     with live_progress(f"pre-copy {agent}: {source} -> {destination}"):
-        return migration.precopy(open_handle(agent, operation))
+        rounds = migration.precopy(open_handle(agent, operation))
+    for copied in rounds:
+        log.info("snapshot of the running agent %s", snapshot_words(copied["snapshot"]))
+        log.info("%s: %s", destination, restore_words(copied["restore"]))
+    return rounds

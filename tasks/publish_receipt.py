@@ -7,7 +7,8 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact
 
 from lobstertrap.migration import Plan
-from tasks.step import step
+from tasks.step import log, step
+from tasks.words import megabytes
 
 
 @step(task_run_name="receipt")
@@ -43,37 +44,41 @@ def publish_receipt(
         "downtime_seconds": downtime_seconds,
         "seconds": seconds,
     }
-    create_markdown_artifact(
-        _markdown(receipt),
-        key=f"migration-{plan.agent}",
-        description=f"{plan.agent}: {plan.source} -> {plan.destination}",
-    )
+    try:
+        create_markdown_artifact(
+            _markdown(receipt),
+            key=f"migration-{plan.agent}",
+            description=f"{plan.agent}: {plan.source} -> {plan.destination}",
+        )
+    except Exception as error:  # the agent has moved; a page is no reason to fail
+        log.warning("the receipt could not be shown in Prefect: %s", error)
     return receipt
 
 
 def _markdown(receipt: dict[str, Any]) -> str:
-    rows = {
-        "Moved": f"`{receipt['source']}` → `{receipt['destination']}` "
-        f"({' → '.join(receipt['kinds'])})",
-        "Downtime": f"{receipt['downtime_seconds']:.1f} s of "
-        f"{receipt['seconds']:.1f} s in all",
-        "State": f"{receipt['files']:,} files, {_mb(receipt['bytes'])}",
-        "Sent to the store": _mb(receipt["bytes_uploaded"]),
-        "Written at the destination": f"{_mb(receipt['bytes_restored'])}, of which "
-        f"{_mb(receipt['bytes_in_cutover'])} while the agent was down",
-        "Copied while it ran": f"{receipt['rounds']} times",
-        "Tree digest, source and destination": f"`{receipt['tree_digest']}`",
-        "Snapshot": f"`{receipt['snapshot']}`",
-        "Image": f"`{receipt['image']}`",
-        "Epoch": str(receipt["epoch"]),
-    }
-    lines = [f"# {receipt['agent']} moved to {receipt['destination']}", "", "| | |"]
-    lines += ["|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
-    lines += ["", *(f"- warning: {warning}" for warning in receipt["warnings"])]
     agent, source = receipt["agent"], receipt["source"]
+    lines = [f"# {agent} moved to {receipt['destination']}", "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {value} |" for name, value in _rows(receipt).items()]
+    lines += ["", *(f"- warning: {warning}" for warning in receipt["warnings"])]
     lines += ["", f"The way back: `lobstertrap migrate {agent} --to {source}`"]
     return "\n".join(lines)
 
 
-def _mb(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB"
+def _rows(receipt: dict[str, Any]) -> dict[str, str]:
+    kinds = " → ".join(receipt["kinds"])
+    rows = {
+        "Moved": f"`{receipt['source']}` → `{receipt['destination']}` ({kinds})",
+        "Downtime": f"{receipt['downtime_seconds']:.1f} s of "
+        f"{receipt['seconds']:.1f} s in all",
+    }
+    if receipt["snapshot"]:  # a migration that was continued may have copied before
+        rows |= {
+            "State": f"{receipt['files']:,} files, {megabytes(receipt['bytes'])}",
+            "Sent to the store": megabytes(receipt["bytes_uploaded"]),
+            "Written at the destination": f"{megabytes(receipt['bytes_restored'])}, of "
+            f"which {megabytes(receipt['bytes_in_cutover'])} while the agent was down",
+            "Copied while it ran": f"{receipt['rounds']} times",
+            "Tree digest, source and destination": f"`{receipt['tree_digest']}`",
+            "Snapshot": f"`{receipt['snapshot']}`",
+        }
+    return rows | {"Image": f"`{receipt['image']}`", "Epoch": str(receipt["epoch"])}

@@ -6,7 +6,8 @@ from typing import Any
 
 from lobstertrap import lifecycle
 from tasks.live_progress import live_progress
-from tasks.step import open_handle, step
+from tasks.step import log, open_handle, step
+from tasks.words import restore_words
 
 
 @step(task_run_name="restore {agent} on {target}")
@@ -18,4 +19,5 @@ def restore_volumes(
         handle = open_handle(agent, operation)
         result = lifecycle.restore(handle, target, snapshot=snapshot)
         lifecycle.finish_restore(handle)
-        return result
+    log.info("%s: %s", target, restore_words(result))
+    return result

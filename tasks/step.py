@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -20,6 +21,9 @@ from lobstertrap import config
 from lobstertrap.errors import LobsterTrapError, Transient
 from lobstertrap.lifecycle import AgentHandle
 from lobstertrap.redaction import redactor
+
+log = logging.getLogger("lobstertrap.steps")
+"""What a step has done, in words: the run's log, and the command line, show it."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -65,17 +69,34 @@ def load_config() -> config.Config:
 
 
 def open_handle(agent: str, operation: str) -> AgentHandle:
-    """Open what a step of `operation` needs to act on `agent`."""
-    return load_config().resume_hold(agent, operation)
+    """Return what a step of `operation` needs to act on `agent`.
+
+    The process that holds the agent uses its handle in every step: opening a store and
+    a target anew each time would cost seconds in which the agent is down.
+    """
+    held = _held.get(operation)
+    return held or load_config().resume_hold(agent, operation)
+
+
+_held: dict[str, AgentHandle] = {}
+"""By operation: what this process holds."""
 
 
 @contextmanager
 def hold(agent: str, kind: str) -> Iterator[str]:
     """Hold the agent for one flow run, and give the operation's id to its steps."""
-    redactor.watch_loggers("prefect.flow_runs", "prefect.task_runs", "lobstertrap")
+    log.setLevel(logging.INFO)
+    redactor.watch_loggers(
+        "lobstertrap.steps", "prefect.flow_runs", "prefect.task_runs", "lobstertrap"
+    )
     try:
         with load_config().hold(agent, kind) as handle:
-            yield handle.lease.operation_id
+            operation = handle.lease.operation_id
+            _held[operation] = handle
+            try:
+                yield operation
+            finally:
+                del _held[operation]
     except LobsterTrapError as error:
         if error.hint:  # Prefect shows the message, and nothing else of an error
             get_run_logger().error("what to do: %s", error.hint)

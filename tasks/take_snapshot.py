@@ -7,7 +7,8 @@ from typing import Any
 from lobstertrap import lifecycle
 from lobstertrap.lifecycle import Consistency
 from tasks.live_progress import live_progress
-from tasks.step import open_handle, step
+from tasks.step import log, open_handle, step
+from tasks.words import snapshot_words
 
 
 @step(task_run_name="snapshot {agent} on {target} ({consistency})")
@@ -16,9 +17,11 @@ def take_snapshot(
 ) -> dict[str, Any]:
     """Return the mover's result: id, digest, warnings and bytes."""
     with live_progress(f"snapshot {agent} on {target}"):
-        return lifecycle.take_snapshot(
+        taken = lifecycle.take_snapshot(
             open_handle(agent, operation),
             target,
             consistency=consistency,
             purpose=purpose,
         )
+    log.info("snapshot (%s) %s", purpose, snapshot_words(taken))
+    return taken

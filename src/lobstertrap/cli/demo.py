@@ -76,7 +76,7 @@ def demo(
         keep = sys.stdout.isatty() and sys.stdin.isatty()
     with Stage(directory or find_checkout() / ".demo", targets) as stage:
         try:
-            _run(stage, report)
+            perform(stage, report)
         except LobsterTrapError as error:
             if keep:
                 _say(f"failed: {error.message}\nPrefect's UI: {stage.server.url}/runs")
@@ -91,7 +91,8 @@ def demo(
         raise IntegrityError(f"the demo could not prove: {', '.join(failed)}")
 
 
-def _run(stage: Stage, report: Report) -> None:
+def perform(stage: Stage, report: Report) -> None:
+    """Play on the stage, prove, tell; then only Prefect's server is left."""
     with _cleaned(stage):
         _play(stage, report)
     report.left_behind = stage.close_all_but_the_ui()
