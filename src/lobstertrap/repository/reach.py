@@ -55,6 +55,7 @@ class Needed:
     def __init__(self, index: Index, rank: Rank) -> None:
         self._tables = index.tables
         self._ranks = [[rank(s.pack) for s in table.segments] for table in self._tables]
+        self._segments = [table.columns[0] for table in self._tables]
         self._marks = [bytearray(len(table)) for table in self._tables]
 
     def add(self, blob_id: bytes) -> bool:
@@ -62,7 +63,7 @@ class Needed:
         best, place = math.inf, None
         for number, table in enumerate(self._tables):
             for row in table.rows(blob_id):
-                rank = self._ranks[number][table.columns[0][row]]
+                rank = self._ranks[number][self._segments[number][row]]
                 if rank < best:
                     best, place = rank, (number, row)
         if place is None:

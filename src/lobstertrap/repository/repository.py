@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from lobstertrap.errors import (
+    AccessDenied,
     Conflict,
     IntegrityError,
     InvalidInput,
@@ -102,6 +103,19 @@ class Repository:
                 hint="the first snapshot creates one; or check the store's url",
             ) from None
         return cls(store, Keys.from_master(parse_config(data).unlock(passphrase)))
+
+    @classmethod
+    def unlocked(cls, store: ObjectStore, master: bytes) -> Repository:
+        """Open the repository with its master key: no key derivation, which is slow.
+
+        Raises `AccessDenied` when another repository is there now.
+        """
+        keys = Keys.from_master(master)
+        if parse_config(store.get(CONFIG_KEY).data).id != keys.repository_id:
+            raise AccessDenied(
+                f"another repository is at {store.url} now", hint="run it again"
+            )
+        return cls(store, keys)
 
     @property
     def id(self) -> str:
@@ -206,7 +220,7 @@ class Repository:
         for attempt in range(3):
             listed = [*self.store.list(INDEX_PREFIX)]
             try:
-                tables = _map(self._read_index, listed)
+                tables = _map(self.read_index, listed)
             except NotFound:
                 if attempt == 2:  # noqa: PLR2004 - the last one
                     raise
@@ -222,7 +236,7 @@ class Repository:
 
     def marks(self) -> list[Mark]:
         """Return what prune has condemned: packs on which nothing new may rest."""
-        found = _map(self._read_mark, self.store.list(CONDEMNED_PREFIX))
+        found = _map(self.read_mark, self.store.list(CONDEMNED_PREFIX))
         return [mark for mark in found if mark is not None]
 
     def put_mark(self, packs: Iterable[bytes]) -> None:
@@ -238,7 +252,8 @@ class Repository:
         except IntegrityError:  # it only says what to prefer; a writer looks again
             return frozenset()
 
-    def _read_mark(self, info: ObjectInfo) -> Mark | None:
+    def read_mark(self, info: ObjectInfo) -> Mark | None:
+        """Read one mark; None when it was taken back since it was listed."""
         limit, key = MAX_CONDEMNED, info.key
         try:
             mark_id = bytes.fromhex(key.removeprefix(CONDEMNED_PREFIX))
@@ -260,7 +275,8 @@ class Repository:
         """Return a writer of blobs for one thread."""
         return BlobWriter(self.store, self.keys, index)
 
-    def _read_index(self, info: ObjectInfo) -> IndexTable:
+    def read_index(self, info: ObjectInfo) -> IndexTable:
+        """Read and decode one index object."""
         try:
             index_id = bytes.fromhex(info.key.removeprefix(INDEX_PREFIX))
         except ValueError:
