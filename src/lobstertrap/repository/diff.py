@@ -1,0 +1,148 @@
+"""The differences between two snapshots, or between a snapshot and directories."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lobstertrap.errors import NotFound
+from lobstertrap.repository.browse import Tree, walk_key
+from lobstertrap.repository.entry import (
+    DIGEST,
+    FILE,
+    GID,
+    MODE,
+    MTIME,
+    PATH,
+    SIZE,
+    TARGET,
+    TYPE,
+    UID,
+    XATTRS,
+    Row,
+)
+from lobstertrap.repository.exclude import Exclude
+from lobstertrap.repository.scan import close_all, open_roots, walk
+from lobstertrap.repository.snapshot import Owners
+from lobstertrap.repository.system import translated
+from lobstertrap.repository.tree_digest import disk_row
+
+Kind = Literal["added", "removed", "changed"]
+_FIELDS = ((MODE, "mode"), (MTIME, "mtime"), (XATTRS, "xattrs"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One path that is not the same on both sides."""
+
+    path: bytes
+    kind: Kind
+    what: tuple[str, ...] = ()
+    """Of a change: `type`, `content`, `target`, `mode`, `owner`, `mtime`, `xattrs`."""
+    old: Row | None = None
+    new: Row | None = None
+
+
+def diff(old: Tree, new: Tree) -> Iterator[Change]:
+    """Yield what changed from one snapshot to another, in walk order.
+
+    Pages that both have are not read: the cost is that of the difference.
+    """
+    common = frozenset(_branches(old) & _branches(new))
+    before, after = old.pages(common), new.pages(common)
+    shared = before.keys() & after.keys()
+    left, right = _rows(old, before, shared), _rows(new, after, shared)
+    yield from compare(left, right, owners=True)
+
+
+def _branches(tree: Tree) -> set[bytes]:
+    return {branch_id for branch_id, _ in tree.snapshot.branches}
+
+
+def diff_directories(
+    old: Tree, roots: Mapping[str, Path], *, owners: Owners | None = None
+) -> Iterator[Change]:
+    """Yield what changed from a snapshot to directories (path by volume).
+
+    Everything is read. What the snapshot's patterns exclude is passed over; owners are
+    compared when `owners` says who the agent is here.
+    """
+    missing = sorted(set(old.snapshot.volumes) - set(roots))
+    if missing:
+        raise NotFound(
+            f"no directory for the volumes {', '.join(missing)}",
+            hint="give a directory that holds one directory for each volume",
+        )
+    chosen = {volume: roots[volume] for volume in old.snapshot.volumes}
+    with translated(), ExitStack() as stack:
+        handles = open_roots(chosen)
+        stack.callback(close_all, handles)
+        here = owners or Owners(local=(0, 0), canonical=(0, 0))
+        there = _disk_rows(old, handles, here)
+        rows = (known.row for known in old.everything())
+        yield from compare(rows, there, owners=owners is not None)
+
+
+def compare(
+    old: Iterable[Row], new: Iterable[Row], *, owners: bool
+) -> Iterator[Change]:
+    """Join two sequences of rows in walk order and yield where they differ."""
+    left, right = iter(old), iter(new)
+    one, other = next(left, None), next(right, None)
+    while one is not None or other is not None:
+        if other is None or (one and walk_key(one[PATH]) < walk_key(other[PATH])):
+            assert one is not None  # noqa: S101 - the loop's condition
+            yield Change(path=one[PATH], kind="removed", old=one)
+            one = next(left, None)
+        elif one is None or walk_key(other[PATH]) < walk_key(one[PATH]):
+            yield Change(path=other[PATH], kind="added", new=other)
+            other = next(right, None)
+        else:
+            what = tuple(_differences(one, other, owners=owners))
+            if what:
+                path = one[PATH]
+                yield Change(path=path, kind="changed", what=what, old=one, new=other)
+            one, other = next(left, None), next(right, None)
+
+
+def _differences(old: Row, new: Row, *, owners: bool) -> Iterator[str]:
+    if old[TYPE] != new[TYPE]:
+        yield "type"
+    elif old[TYPE] == FILE:
+        if (old[SIZE], old[DIGEST]) != (new[SIZE], new[DIGEST]):
+            yield "content"
+    elif old[TARGET:] != new[TARGET:]:
+        yield "target"
+    if owners and (old[UID], old[GID]) != (new[UID], new[GID]):
+        yield "owner"
+    for field, name in _FIELDS:
+        if old[field] != new[field]:
+            yield name
+
+
+def _rows(
+    tree: Tree, pages: Mapping[bytes, int], shared: AbstractSet[bytes]
+) -> Iterator[Row]:
+    for page_id, count in pages.items():
+        if page_id not in shared:
+            for known in tree.page(page_id, count):
+                yield known.row
+
+
+def _disk_rows(tree: Tree, handles: Mapping[str, int], owners: Owners) -> Iterator[Row]:
+    buffer = memoryview(bytearray(1 << 20))
+    for volume, root in handles.items():
+        first: dict[tuple[int, int], Row] = {}
+        exclude = Exclude(tree.snapshot.excludes.get(volume, ()))
+        for found in walk(root, volume, exclude, _pass_over):
+            row = disk_row(found, owners, first, buffer)
+            if row is not None:
+                yield row
+
+
+def _pass_over(_path: bytes) -> None:
+    """Say nothing of what vanishes meanwhile: it is not there any more."""
