@@ -60,6 +60,10 @@ class Talker:
         answer = client.post("/message", {"text": text})
         self.acknowledged.append((text, answer["epoch"], answer["sequence"]))
 
+    def forget(self, epoch: int) -> None:
+        """Forget what was acknowledged under that epoch."""
+        self.acknowledged = [said for said in self.acknowledged if said[1] != epoch]
+
     def stop(self) -> None:
         """Fall silent."""
         self._stop.set()

@@ -22,6 +22,9 @@ from tests.chaos.world import AGENT, Instance, Place, Volume, World
 
 T = TypeVar("T")
 
+WEIGHT = 1 << 18
+"""Bytes of one message: so heavy that the running source is copied more than once."""
+
 
 class Killed(BaseException):
     """The process is dead: nothing that it does reaches the world any more."""
@@ -284,8 +287,10 @@ class OpenTarget:
         if job.request["consistency"] == "stopped" and place.running:
             world.break_promise(f"it runs on '{self.name}' during the last snapshot")
         snapshot = uuid.uuid4().hex
+        saved = max((len(old) for old in world.snapshots.values()), default=0)
+        new = max(len(place.volume.messages) - saved, 0) * WEIGHT
         world.snapshots[snapshot] = place.volume.messages
-        return _result(snapshot, place.volume, uploaded_bytes=1)
+        return _result(snapshot, place.volume, new_bytes=new, uploaded_bytes=new)
 
     def _admit(self, job: MoverJob) -> None:
         if job.request["turn"] < self.place.turn_barred:
@@ -347,7 +352,6 @@ def _result(snapshot: str, volume: Volume, **more: Any) -> dict[str, Any]:
         "warnings": [],
         "files": 1,
         "bytes": len(volume.messages),
-        "new_bytes": 1,
         "seconds": 0.0,
         **more,
     }

@@ -91,7 +91,7 @@ def test_a_migration_has_the_effects_that_this_suite_believes_it_has() -> None:
     ):
         assert effect in migration()
     assert migration().count("put") >= 9
-    assert migration().count("server.restore") == 2
+    assert migration().count("server.restore") == 3  # two of them while it runs
     assert len(migration()) > 60
 
 
@@ -133,6 +133,7 @@ def test_killed_in_the_middle_of_a_restore_it_ends_committed_or_rolled_back() ->
             assert_settled(world)
 
 
+@pytest.mark.slow
 def test_killed_twice_anywhere_it_ends_committed_or_rolled_back() -> None:
     rounds = 0
 

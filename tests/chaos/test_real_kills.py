@@ -63,6 +63,29 @@ def test_killed_at_any_moment_the_same_command_moves_it_whole(place: Place) -> N
         place.assert_sound(home)
 
 
+def test_an_abort_that_is_killed_is_finished_by_the_same_command(
+    place: Place,
+) -> None:
+    moments = random.Random(3)  # noqa: S311 - repeatable
+
+    for step in ("precopy_state", "transfer_state", "launch_destination"):
+        wait_for_messages(place.talker)
+        place.driver.migrate("server", kill=(step, "after"))
+        journal, epoch = place.record.migration, place.record.epoch
+        moment = time.monotonic() + moments.uniform(0, 1.5)
+        place.driver.migrate(
+            "server",
+            abort=True,
+            kill_when=lambda moment=moment: time.monotonic() > moment,
+        )
+        ended = place.driver.migrate("server", abort=True)
+        assert ended.status == 0, place.driver.errors()
+        if journal.launched:  # not yet its home: docs/migration.md, "not yet so"
+            place.talker.forget(epoch)
+        wait_for_messages(place.talker)
+        place.assert_sound("laptop")
+
+
 def test_a_process_that_sleeps_before_its_launch_does_not_start_a_second_copy(
     place: Place, tmp_path: Path
 ) -> None:
