@@ -143,7 +143,7 @@ class _Writer:
             else:
                 extents.append((place, length))
             place += length
-        if extents and sum(extents[-1]) < place or not extents:
+        if not extents or sum(extents[-1]) < place:
             extents.append((place, 0))  # so that GNU tar makes the hole at the end
         return extents if holes else None
 
