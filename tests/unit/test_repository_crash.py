@@ -111,6 +111,38 @@ def test_a_crash_at_any_store_operation_of_a_restore_is_gone_with_the_next(
     assert describe(out) == describe(root)
 
 
+def test_a_restore_goes_on_where_it_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lobstertrap.repository.rebuild.WINDOW_PIECES", 3)
+    root, out = tmp_path / "in", tmp_path / "out"
+    make_everything(root / "new directory")
+    store = BrokenStore(MemoryStore())
+    repo = new_repository(store)
+    snapshot = snap(repo, root)
+    whole = bring_back(repo, snapshot, tmp_path / "count")
+    reads = [n for n, (m, _) in enumerate(store.log) if m == "get_range"]
+
+    def die(method: str, _key: str, _number: int) -> None:
+        if method == "get_range":
+            left.append(method)
+            if len(left) == len(reads) - 1:
+                raise Crash
+
+    left: list[str] = []
+    store.hook = die
+    with pytest.raises(Crash):
+        bring_back(repo, snapshot, out)
+    store.hook = lambda _method, _key, _number: None
+    seen = [path.name for path in out.iterdir()]
+    again = bring_back(repo, snapshot, out)
+
+    assert len(seen) == 1
+    assert seen[0].startswith(".lobstertrap-tmp-")
+    assert again.files_written < whole.files_written
+    assert describe(out) == describe(root)
+
+
 def test_work_of_an_interrupted_snapshot_is_used_again_once_indexed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,8 @@ import secrets
 import stat as st
 from collections.abc import Mapping
 
+from blake3 import blake3
+
 from lobstertrap.errors import Conflict, IntegrityError
 from lobstertrap.repository.entry import shown
 from lobstertrap.repository.scan import DIRECTORY_FLAGS
@@ -29,12 +31,17 @@ def is_temporary(name: str) -> bool:
 class Directory:
     """An open directory; closed when nobody holds it any more."""
 
-    __slots__ = ("_holders", "fresh", "handle", "path")
+    __slots__ = ("_holders", "fresh", "handle", "path", "staged")
 
-    def __init__(self, path: bytes, handle: int, *, fresh: bool) -> None:
+    def __init__(
+        self, path: bytes, handle: int, *, fresh: bool, staged: bytes = b""
+    ) -> None:
         self.path = path
         self.handle = handle
         self.fresh = fresh
+        """This restore has made it, and nobody else sees it yet."""
+        self.staged = staged
+        """The name that it has until the end, when that is another one."""
         self._holders = 1
 
     def hold(self) -> Directory:
@@ -63,24 +70,34 @@ def make_directory(
 ) -> Directory:
     """Open the directory `name` in `parent`, made when it is not there.
 
-    Anything else of that name is removed when `replace` says so, else `Conflict`.
+    A new one in an old one gets a name of its own until everything is in it
+    (`staged`), so files in it need no temporary names. Anything else called `name` is
+    removed when `replace` says so, else `Conflict`.
     """
-    fresh = parent.fresh
-    if not fresh:
-        present = look(name, parent.handle)
-        fresh = present is None
-        if present is not None and not st.S_ISDIR(present.st_mode):
-            if not replace:
-                raise in_the_way(path, "not a directory")
-            os.unlink(name, dir_fd=parent.handle)
-            fresh = True
+    present = None if parent.fresh else look(name, parent.handle)
+    if present is not None and not st.S_ISDIR(present.st_mode):
+        if not replace:
+            raise in_the_way(path, "not a directory")
+        os.unlink(name, dir_fd=parent.handle)
+        present = None
+    fresh = present is None
+    staged = b""
+    if fresh and not parent.fresh:
+        staged = staging_name(path)
+        # A killed restore may have filled it: what is right in it is kept.
+        fresh = look(staged, parent.handle) is None
     if fresh:
-        os.mkdir(name, 0o700, dir_fd=parent.handle)
+        os.mkdir(staged or name, 0o700, dir_fd=parent.handle)
     try:
-        handle = os.open(name, DIRECTORY_FLAGS, dir_fd=parent.handle)
+        handle = os.open(staged or name, DIRECTORY_FLAGS, dir_fd=parent.handle)
     except PermissionError:
-        handle = _open_own(name, parent.handle)
-    return Directory(path, handle, fresh=fresh)
+        handle = _open_own(staged or name, parent.handle)
+    return Directory(path, handle, fresh=fresh, staged=staged)
+
+
+def staging_name(path: bytes) -> bytes:
+    """Return the temporary name of a new directory: the same for every restore."""
+    return (TEMPORARY_PREFIX + blake3(path).hexdigest(8)).encode()
 
 
 def in_the_way(path: bytes, what: str) -> Conflict:

@@ -21,11 +21,11 @@ class Target:
         self.name = name
         self.directory = directory.hold()
         self.handle = -1
-        self.temporary = ""
+        self.temporary: str | bytes = ""
 
     def open(self) -> None:
-        """Make the temporary file at its full size: what is not written is a hole."""
-        self.temporary = temporary_name()
+        """Make the file at its full size: what is not written is a hole."""
+        self.temporary = new_name(self)
         self.handle = os.open(self.temporary, _NEW, 0o600, dir_fd=self.directory.handle)
         os.ftruncate(self.handle, self.row[SIZE])
 
@@ -40,8 +40,9 @@ class Target:
         attributes.apply_new(self.handle, self.row)
         os.close(self.handle)
         self.handle = -1
-        parent = self.directory.handle
-        os.rename(self.temporary, self.name, src_dir_fd=parent, dst_dir_fd=parent)
+        if self.temporary is not self.name:
+            parent = self.directory.handle
+            os.rename(self.temporary, self.name, src_dir_fd=parent, dst_dir_fd=parent)
 
     def abandon(self) -> None:
         """Remove the temporary file of a restore that failed."""
@@ -51,16 +52,22 @@ class Target:
             os.unlink(self.temporary, dir_fd=self.directory.handle)
 
 
+def new_name(target: Target) -> str | bytes:
+    """Return the name to write to: its own where nobody sees the directory yet."""
+    return target.name if target.directory.fresh else temporary_name()
+
+
 def place_whole(target: Target, data: memoryview, attributes: Attributes) -> None:
     """Write a file that is there in one piece."""
     parent = target.directory.handle
-    temporary = temporary_name()
+    temporary = new_name(target)
     handle = os.open(temporary, _NEW, 0o600, dir_fd=parent)
     try:
         while data:
             data = data[os.write(handle, data) :]
         attributes.apply_new(handle, target.row)
-        os.rename(temporary, target.name, src_dir_fd=parent, dst_dir_fd=parent)
+        if temporary is not target.name:
+            os.rename(temporary, target.name, src_dir_fd=parent, dst_dir_fd=parent)
     except BaseException:
         os.unlink(temporary, dir_fd=parent)
         raise

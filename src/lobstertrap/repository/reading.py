@@ -94,6 +94,8 @@ class FileReader:
             data = os.read(handle, size + 1)
             xattrs = read_xattrs(handle)
             after = os.fstat(handle)
+        except OSError:  # a directory now, or worse: `read` tells
+            return None
         finally:
             os.close(handle)
         if len(data) != size or not same_version(status, after):

@@ -65,6 +65,8 @@ class _Level:
 
     directory: Directory
     present: set[bytes]
+    swept: set[bytes]
+    """Temporary names that a killed restore left, unless they are used again."""
     wanted: set[bytes] = field(default_factory=set)
 
 
@@ -133,6 +135,7 @@ class Rebuild:
         self._directories: list[Row] = []
         self._links: list[Row] = []
         self._claimed: set[tuple[int, int]] = set()
+        self._staged: list[tuple[bytes, bytes]] = []
         self._blobs = self._repo.blob_reader(self._index)
         self._seen_files = self._seen_bytes = 0
         with ThreadPoolExecutor(WRITERS, "restore") as self._pool:
@@ -179,20 +182,23 @@ class Rebuild:
             if path not in self._roots:
                 raise IntegrityError(f"{shown(path)} is in no volume of the snapshot")
             directory = Directory(path, os.dup(self._roots[path]), fresh=False)
+        if directory.staged:
+            self._levels[-1].swept.discard(directory.staged)
+            self._staged.append((path, directory.staged))
         present: set[bytes] = set()
+        swept: set[bytes] = set()
         if not directory.fresh:
             for text in os.listdir(directory.handle):  # noqa: PTH208 - by handle
                 raw = os.fsencode(text)
-                if is_temporary(text):
-                    remove_tree(raw, directory.handle)
-                else:
-                    present.add(raw)
-        self._levels.append(_Level(directory, present))
+                (swept if is_temporary(text) else present).add(raw)
+        self._levels.append(_Level(directory, present, swept))
         self._directories.append(row)
 
     def _leave_until(self, parent: bytes) -> None:
         while self._levels and self._levels[-1].directory.path != parent:
             level = self._levels.pop()
+            for name in level.swept - level.wanted:
+                remove_tree(name, level.directory.handle)
             if self._delete:
                 self._delete_extra(level)
             level.directory.release()
@@ -450,10 +456,14 @@ class Rebuild:
         return bool(present.st_mode == form | row[MODE])
 
     def _finish_names(self) -> None:
-        """Make hard links, then set the attributes of directories, deepest first."""
+        """Give new directories their names, make hard links, then set attributes."""
         paths = DirectoryPaths(self._roots)
         other = DirectoryPaths(self._roots)
         try:
+            for path, staged in self._staged:
+                parent, _, name = path.rpartition(b"/")
+                into = paths.open(parent)
+                os.rename(staged, name, src_dir_fd=into, dst_dir_fd=into)
             for row in self._links:
                 self._link(row, paths, other)
             for row in reversed(self._directories):

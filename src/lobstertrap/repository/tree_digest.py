@@ -88,10 +88,10 @@ def _file_row(found: Found, owners: Owners, buffer: memoryview) -> Row:
     try:
         reading = digest_file(handle, found.stat, buffer)
         xattrs = read_xattrs(handle)
-        if reading.size != os.fstat(handle).st_size:
-            raise IntegrityError(f"{shown(found.path)} changed while it was read")
     finally:
         os.close(handle)
+    if reading.size != found.stat.st_size:
+        raise IntegrityError(f"{shown(found.path)} changed while it was read")
     common = common_fields(found, FILE, owners, xattrs, found.stat)
     return (*common, reading.size, reading.digest)
 
