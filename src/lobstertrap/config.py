@@ -136,15 +136,20 @@ class Config:
         """Resolve every secret of `agent` that does not live on a target."""
         return self._resolve(agent.secrets)
 
-    def handle(self, agent: str, lease: Lease) -> AgentHandle:
-        """Return all that is needed to act on `agent` under `lease`."""
+    def handle(
+        self, agent: str, lease: Lease, repository: Repository | None = None
+    ) -> AgentHandle:
+        """Return all that is needed to act on `agent` under `lease`.
+
+        With an open `repository` its movers need not derive its key again.
+        """
         spec = self.agent(agent)
         return AgentHandle(
             spec=spec,
             lease=lease,
             target=functools.cache(self.target),
             secrets=lambda: self.resolve_secrets(spec),
-            mover_request=self.mover_request,
+            mover_request=lambda: self.mover_request(repository),
         )
 
     @contextmanager
@@ -164,21 +169,22 @@ class Config:
         self.agent(agent)  # a wrong name or spec fails before the store is touched
         store = self.open_store()
         require_conditional_writes(store)
-        if repository:
-            self.open_repository(create=True)
+        opened = self.open_repository(create=True) if repository else None
         with hold(store, agent, kind) as held:
-            yield self.handle(agent, held)
+            yield self.handle(agent, held, opened)
 
     def resume_hold(self, agent: str, operation: str) -> AgentHandle:
         """Return the handle of an operation that this program holds elsewhere."""
         return self.handle(agent, Lease(self.open_store(), agent, operation))
 
-    def mover_request(self) -> dict[str, Any]:
+    def mover_request(self, repository: Repository | None = None) -> dict[str, Any]:
         """Return what a mover needs to reach the repository: secrets in plain text."""
+        unlocked = {"master": repository.keys.master.hex()} if repository else {}
         return {
             "store": self.store_settings().to_dict(),
             "key": self.repository_key().reveal(),
             "cache": True,
+            **unlocked,
         }
 
     def resolve_path(self, text: str) -> Path:

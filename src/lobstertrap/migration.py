@@ -201,7 +201,8 @@ def transfer(handle: AgentHandle) -> dict[str, Any]:
     taken = lifecycle.take_snapshot(
         handle, journal.source, consistency="stopped", purpose="migration"
     )
-    _refuse_full(handle.target(journal.destination), taken["new_bytes"])
+    if not _has_volumes(handle, journal.destination):  # nothing was copied before
+        _refuse_full(handle.target(journal.destination), taken["bytes"])
     restored = lifecycle.restore(
         handle, journal.destination, snapshot=taken["snapshot"]
     )

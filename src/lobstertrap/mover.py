@@ -95,7 +95,7 @@ def _snapshot(asked: _Request, on_progress: job.OnProgress) -> dict[str, Any]:
     consistency = asked.text("consistency", "stopped")
     if consistency not in ("stopped", "live"):
         raise InvalidInput(f"consistency is 'stopped' or 'live', not '{consistency}'")
-    repo = Repository.create(asked.store(), asked.key())
+    repo = asked.unlocked() or Repository.create(asked.store(), asked.key())
     snapshot = take_snapshot(
         repo,
         agent=asked.text("agent"),
@@ -121,7 +121,7 @@ def _snapshot(asked: _Request, on_progress: job.OnProgress) -> dict[str, Any]:
 
 
 def _restore(asked: _Request, on_progress: job.OnProgress) -> dict[str, Any]:
-    repo = Repository.open(asked.store(), asked.key())
+    repo = asked.unlocked() or Repository.open(asked.store(), asked.key())
     repo.use_cache(asked.cache_dir())
     snapshot = repo.find(asked.text("snapshot"), asked.text("agent"))
     result = restore(
@@ -199,6 +199,18 @@ class _Request:
         key = SecretValue(self.text("key"))
         redactor.add(key)
         return key
+
+    def unlocked(self) -> Repository | None:
+        """Open the repository with the master key, if the request has it."""
+        if "master" not in self._fields:
+            return None
+        master = SecretValue(self.text("master"))
+        redactor.add(master)
+        try:
+            key = bytes.fromhex(master.reveal())
+        except ValueError:
+            raise InvalidInput("the request's 'master' is not hexadecimal") from None
+        return Repository.unlocked(self.store(), key)
 
     def store(self) -> ObjectStore:
         from lobstertrap.stores import open_store  # noqa: PLC0415 - only when needed

@@ -264,3 +264,17 @@ def test_a_new_store_gets_its_repository_with_the_first_snapshot(
     run(request_for("restore", tmp_path / "out", snapshot="latest") | elsewhere)
 
     assert (tmp_path / "out").is_dir()
+
+
+def test_a_master_key_opens_the_repository_that_it_belongs_to(
+    request_for: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    repo = Repository.open(DirectoryStore(tmp_path / "store"), SecretValue(KEY))
+    master = repo.keys.master.hex()
+
+    taken, _ = run(request_for("snapshot", tmp_path / "in", master=master, key="none"))
+
+    assert taken["status"] == "complete"
+    with pytest.raises(AccessDenied, match="another repository"):
+        run(request_for("snapshot", tmp_path / "in", master="00" * 32))
