@@ -10,8 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
@@ -22,6 +22,8 @@ import pytest
 from lobstertrap import config, lifecycle
 from lobstertrap.errors import LobsterTrapError
 from lobstertrap.lease import AgentRecord, read_record
+from lobstertrap.targets.podman_engine import PodmanEngine
+from tests.fixtures.podman import BUILD_ARGS
 from tests.fixtures.tally import AGENT, TOKEN, Answered, TallyClient, entries, rows
 
 TARGETS = ("laptop", "server")
@@ -153,11 +155,13 @@ def _kill(pid: int, when: Callable[[], bool], ended: threading.Event) -> None:
 
 @dataclass
 class Place:
-    """One lobstertrap.toml with two host targets, and tally on the first."""
+    """One lobstertrap.toml with two targets, and tally on the first."""
 
     directory: Path
     driver: Driver
     talker: Talker
+    state: Callable[[str], Path]
+    """Returns the directory of tally's volume on a target."""
 
     @property
     def record(self) -> AgentRecord:
@@ -165,10 +169,6 @@ class Place:
         found = read_record(self.talker.loaded.open_store(), "tally")
         assert found
         return found
-
-    def state(self, target: str) -> Path:
-        """Return the directory of tally's volume on a target."""
-        return self.directory / target / "tally" / "volumes" / "state"
 
     def running(self) -> list[tuple[str, int | None]]:
         """Name the targets where tally runs, and the epochs."""
@@ -203,29 +203,76 @@ class Place:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    shutil.copytree(AGENT, tmp_path / "agents" / "tally")
-    (tmp_path / config.FILE_NAME).write_text(CONFIG.format(root=tmp_path))
+    """Return a place with two host targets."""
+    targets = {name: f'kind = "host"\nroot = "{tmp_path / name}"' for name in TARGETS}
+    with _place(
+        tmp_path,
+        monkeypatch,
+        targets,
+        state=lambda name: tmp_path / name / "tally" / "volumes" / "state",
+    ) as made:
+        yield made
+
+
+@pytest.fixture
+def podman_place(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    podman_laptop: PodmanEngine,
+    podman_server: PodmanEngine,
+) -> Iterator[Place]:
+    """Return a place with two Podman engines, each with storage of its own."""
+    engines = dict(zip(TARGETS, (podman_laptop, podman_server), strict=True))
+    base = f'build_args = {{ BASE = "{BUILD_ARGS["BASE"]}" }}'
+    targets = {
+        name: f'kind = "podman"\nurl = "{engine.url}"\n{base}'
+        for name, engine in engines.items()
+    }
+
+    def state(name: str) -> Path:
+        volume = "lobstertrap-tally-state"
+        ask = ("volume", "inspect", volume, "--format", "{{.Mountpoint}}")
+        return Path(engines[name].run(*ask).strip())
+
+    with _place(tmp_path, monkeypatch, targets, state=state) as made:
+        yield made
+
+
+@contextmanager
+def _place(
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    targets: Mapping[str, str],
+    *,
+    state: Callable[[str], Path],
+) -> Iterator[Place]:
+    shutil.copytree(AGENT, directory / "agents" / "tally")
+    sections = [f"[targets.{name}]\n{text}\n" for name, text in targets.items()]
+    text = "\n".join([CONFIG.format(root=directory), *sections])
+    (directory / config.FILE_NAME).write_text(text)
     for name, value in {
-        config.VARIABLE: str(tmp_path / config.FILE_NAME),
+        config.VARIABLE: str(directory / config.FILE_NAME),
         "TEST_REPOSITORY_KEY": "a key for tests",
         "TALLY_TOKEN": TOKEN,
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "XDG_CACHE_HOME": str(directory / "cache"),
     }.items():
         monkeypatch.setenv(name, value)
-    loaded = config.load(tmp_path, os.environ)
-    with loaded.hold("tally", "launch") as handle:
-        lifecycle.launch(handle, "laptop")
-    talker, driver = Talker(loaded), Driver(tmp_path)
+    loaded = config.load(directory, os.environ)
+    talker, driver = Talker(loaded), Driver(directory)
     mouth = threading.Thread(target=talker.run)
-    mouth.start()
     try:
-        yield Place(directory=tmp_path, driver=driver, talker=talker)
+        with loaded.hold("tally", "launch") as handle:
+            lifecycle.launch(handle, "laptop")
+        mouth.start()
+        yield Place(directory=directory, driver=driver, talker=talker, state=state)
     finally:
         talker.stop()
-        mouth.join(60)
+        if mouth.ident:
+            mouth.join(60)
         driver.close()
         for name in TARGETS:
             loaded.target(name).stop(loaded.agent("tally"))
+            loaded.target(name).remove(loaded.agent("tally"), volumes=True)
 
 
 CONFIG = """\
@@ -236,14 +283,6 @@ url = "file://{root}/store"
 
 [repository]
 key = "${{TEST_REPOSITORY_KEY}}"
-
-[targets.laptop]
-kind = "host"
-root = "{root}/laptop"
-
-[targets.server]
-kind = "host"
-root = "{root}/server"
 """
 
 

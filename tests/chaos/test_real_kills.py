@@ -31,15 +31,30 @@ def test_killed_at_every_boundary_the_same_command_moves_it_whole(
     home = "laptop"
 
     for step in STEPS:
-        wait_for_messages(place.talker)
-        killed = place.driver.migrate(there(home), kill=(step, "after"))
-        assert killed.status == -signal.SIGKILL
-        if place.record.target == home:
-            ended = place.driver.migrate(there(home))
-            assert ended.status == 0, place.driver.errors()
-        home = there(home)
-        wait_for_messages(place.talker)
+        home = _killed_after(place, step, home)
         place.assert_sound(home)
+
+
+@pytest.mark.podman
+def test_killed_between_podman_engines_the_same_command_moves_it_whole(
+    podman_place: Place,
+) -> None:
+    home = "laptop"
+
+    for step in ("stop_source", "transfer_state", "launch_destination"):
+        home = _killed_after(podman_place, step, home)
+        podman_place.assert_sound(home)
+
+
+def _killed_after(place: Place, step: str, home: str) -> str:
+    wait_for_messages(place.talker)
+    killed = place.driver.migrate(there(home), kill=(step, "after"))
+    assert killed.status == -signal.SIGKILL, place.driver.errors()
+    if place.record.target == home:
+        ended = place.driver.migrate(there(home))
+        assert ended.status == 0, place.driver.errors()
+    wait_for_messages(place.talker)
+    return there(home)
 
 
 def test_killed_at_any_moment_the_same_command_moves_it_whole(place: Place) -> None:
