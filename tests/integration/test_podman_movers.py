@@ -121,7 +121,11 @@ def test_the_first_launch_after_a_restore_does_not_touch_what_was_restored(
     target = podman_target(podman_laptop)
     store = StoreSettings(url=f"file://{tmp_path}/store")
     Repository.create(open_store(store), SecretValue(KEY))
-    idle = agent.model_copy(update={"command": ["sleep", "600"], "health": None})
+    # The image has this directory, and Podman likes to make a new volume equal to it.
+    known = agent.volumes[0].model_copy(update={"path": "/home/agent"})
+    idle = agent.model_copy(
+        update={"command": ["sleep", "600"], "health": None, "volumes": [known]}
+    )
     with cleared(agent, target):
         launch(target, agent)
         target.stop(agent)
