@@ -184,7 +184,7 @@ class KubernetesApi:
             if time.monotonic() > deadline:
                 return False
             time.sleep(interval)
-            interval = min(interval * 1.2, 1.0)
+            interval = min(interval * 1.2, 0.5)
 
     def persist(self, call: Callable[[], T], *, seconds: float = 60.0) -> T:
         """Return what `call` returns, however often the API server is away meanwhile.
