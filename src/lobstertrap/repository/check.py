@@ -108,7 +108,7 @@ def check(
     for number, snapshot in enumerate(found.snapshots):
         total = len(found.snapshots)
         on_progress(Progress(phase="check", done_files=number, total_files=total))
-        verdicts.append(_verdict(snapshot, trees.check(snapshot)))
+        verdicts.append(verdict_of(snapshot, trees.check(snapshot)))
     return CheckReport(
         snapshots=tuple(verdicts),
         problems=(*found.unreadable.values(), *found.lost_packs(), *read.problems),
@@ -198,7 +198,8 @@ class TreeChecker:
         return bool(total == row[SIZE])
 
 
-def _verdict(snapshot: Snapshot, damages: Iterable[Damage]) -> SnapshotVerdict:
+def verdict_of(snapshot: Snapshot, damages: Iterable[Damage]) -> SnapshotVerdict:
+    """Return what a person is told of a snapshot with these damages."""
     files: list[str] = []
     problems: list[str] = []
     lost = 0
@@ -220,7 +221,7 @@ def _verdict(snapshot: Snapshot, damages: Iterable[Damage]) -> SnapshotVerdict:
 
 
 def _notes(found: Inventory, trees: TreeChecker) -> tuple[str, ...]:
-    notes = []
+    notes = [f"'{key}' is none of ours" for key in found.strays]
     unknown = found.packs.keys() - found.index.packs.keys()
     if unknown:
         size = sum(found.packs[pack_id].size for pack_id in unknown)

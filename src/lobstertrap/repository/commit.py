@@ -33,11 +33,18 @@ def commit(
     index: Index,
     snapshot: Snapshot,
     *,
+    put: Callable[[], None] | None = None,
     clock: Callable[[], float] = since_boot,
 ) -> None:
-    """Make a snapshot visible; raises `Unavailable` when a prune was faster."""
+    """Make a snapshot visible; raises `Unavailable` when a prune was faster.
+
+    `put` does it in another way than by encoding `snapshot`.
+    """
     looked = _settle(repo, index, snapshot.branches, clock)
-    repo.put_snapshot(snapshot)
+    if put is None:
+        repo.put_snapshot(snapshot)
+    else:
+        put()
     if clock() - looked > PROMPT:  # this process stood still meanwhile
         try:
             _settle(repo, index, snapshot.branches, clock)

@@ -31,6 +31,10 @@ class Inventory:
     snapshots: list[Snapshot] = field(default_factory=list)
     tables: dict[str, IndexTable] = field(default_factory=dict)
     """Index objects in force."""
+    index_keys: list[str] = field(default_factory=list)
+    """All index objects: also those that were replaced or cannot be read."""
+    strays: list[str] = field(default_factory=list)
+    """Keys among the snapshots that name none."""
     packs: dict[bytes, ObjectInfo] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
     damaged: set[tuple[bytes, int]] = field(default_factory=set)
@@ -76,7 +80,7 @@ def take_inventory(repo: Repository) -> Inventory:
     for info in repo.store.list(SNAPSHOT_PREFIX):
         name = SnapshotName.parse(info.key)
         if name is None:
-            found.unreadable[info.key] = f"'{info.key}' is not the name of a snapshot"
+            found.strays.append(info.key)
             continue
         snapshot = _try(found, info.key, partial(repo.read_snapshot, name))
         if snapshot is not None:
@@ -105,6 +109,7 @@ def pack_objects(repo: Repository) -> dict[bytes, ObjectInfo]:
 def _read_indexes(repo: Repository, found: Inventory) -> None:
     tables: dict[str, IndexTable] = {}
     for info in repo.store.list(INDEX_PREFIX):
+        found.index_keys.append(info.key)
         table = _try(found, info.key, partial(repo.read_index, info))
         if table is not None:
             tables[info.key] = table

@@ -46,7 +46,7 @@ class Parent:
     def _advance(self) -> None:
         try:
             self._next = next(self._entries, None)
-        except IntegrityError:  # without a parent everything is read: slow, and right
+        except (IntegrityError, NotFound):  # without it all is read: slow, and right
             self._next = None
         self._path = self._next.row[0] if self._next else b""
 

@@ -90,6 +90,22 @@ def replace_indexes(
     return len(made)
 
 
+def add_indexes(repo: Repository, packs: Iterable[PackTable]) -> Iterator[IndexTable]:
+    """Put index objects for packs that are stored, and yield what is in each."""
+    batch: list[PackTable] = []
+    blobs = 0
+    for pack in packs:
+        batch.append(pack)
+        blobs += len(pack.ids)
+        if blobs >= INDEX_BLOBS:
+            _put(repo, batch, ())
+            yield IndexTable(encode_index(batch))
+            batch, blobs = [], 0
+    if batch:
+        _put(repo, batch, ())
+        yield IndexTable(encode_index(batch))
+
+
 def load_and_sweep(repo: Repository) -> dict[str, IndexTable]:
     """Return the index objects in force, and delete those that they replaced.
 

@@ -47,6 +47,14 @@ class Config:
         }
         return json.dumps(body, indent=1).encode() + b"\n"
 
+    def opens(self, passphrase: SecretValue) -> bool:
+        """Say whether a passphrase opens a slot."""
+        try:
+            self.unlock(passphrase)
+        except AccessDenied:
+            return False
+        return True
+
     def unlock(self, passphrase: SecretValue) -> bytes:
         """Return the master key; `AccessDenied` when no slot opens."""
         for slot in self.slots:

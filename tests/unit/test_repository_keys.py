@@ -1,0 +1,115 @@
+"""Key slots: added, listed, removed; never so that nobody can open any more."""
+
+import json
+import threading
+
+import pytest
+
+from lobstertrap.errors import AccessDenied, InvalidInput, NotFound, Refused
+from lobstertrap.redaction import SecretValue
+from lobstertrap.repository import Repository
+from lobstertrap.repository.keyring import add_key, list_keys, remove_key
+from tests.fixtures.repositories import repository
+from tests.fixtures.trees import CHEAP, KEY
+
+OLD, NEW = SecretValue(KEY), SecretValue("another passphrase")
+
+
+def test_a_second_passphrase_opens_the_same_repository() -> None:
+    store, repo = repository()
+
+    slot = add_key(repo, NEW, label="laptop", cost=CHEAP)
+
+    assert Repository.open(store, NEW).id == Repository.open(store, OLD).id
+    assert [s.label for s in list_keys(repo)] == ["passphrase", "laptop"]
+    assert list_keys(repo)[1] == slot
+
+
+def test_a_passphrase_is_rotated_by_adding_and_removing() -> None:
+    store, repo = repository()
+    add_key(repo, NEW, label="new", cost=CHEAP)
+
+    removed = remove_key(repo, list_keys(repo)[0].id, keep=NEW)
+
+    assert removed.label == "passphrase"
+    assert Repository.open(store, NEW)
+    with pytest.raises(AccessDenied):
+        Repository.open(store, OLD)
+
+
+def test_the_last_key_is_never_removed() -> None:
+    store, repo = repository()
+
+    with pytest.raises(Refused):
+        remove_key(repo, list_keys(repo)[0].id, keep=OLD)
+
+    assert Repository.open(store, OLD)
+
+
+def test_the_key_in_use_is_not_removed_though_there_is_another() -> None:
+    _, repo = repository()
+    add_key(repo, NEW, label="new", cost=CHEAP)
+
+    with pytest.raises(Refused):
+        remove_key(repo, list_keys(repo)[0].id, keep=OLD)
+
+    assert len(list_keys(repo)) == 2
+
+
+@pytest.mark.parametrize(
+    ("prefix", "error"), [("ffffffffffff", NotFound), ("", InvalidInput)]
+)
+def test_a_key_must_be_named(prefix: str, error: type[Exception]) -> None:
+    _, repo = repository()
+
+    with pytest.raises(error):
+        remove_key(repo, prefix, keep=OLD)
+
+
+@pytest.mark.parametrize("label", ["", " ", "x" * 65, "a\nb"])
+def test_odd_labels_are_refused(label: str) -> None:
+    with pytest.raises(InvalidInput):
+        add_key(repository()[1], NEW, label=label, cost=CHEAP)
+
+
+def test_an_empty_passphrase_is_refused() -> None:
+    with pytest.raises(InvalidInput):
+        add_key(repository()[1], SecretValue(""), label="x", cost=CHEAP)
+
+
+def test_slots_of_unknown_kinds_stay() -> None:
+    store, repo = repository()
+    config = json.loads(store.get("repository/config").data)
+    config["slots"].append({"kind": "of tomorrow", "id": "00112233", "more": [1]})
+    store.put("repository/config", json.dumps(config).encode())
+
+    add_key(repo, NEW, label="new", cost=CHEAP)
+
+    slots = json.loads(store.get("repository/config").data)["slots"]
+    assert slots[1] == {"kind": "of tomorrow", "id": "00112233", "more": [1]}
+    assert [s.kind for s in list_keys(repo)] == ["scrypt", "of tomorrow", "scrypt"]
+
+
+def test_no_key_is_lost_when_many_are_added_at_once() -> None:
+    store, repo = repository()
+
+    def add(number: int) -> None:
+        add_key(repo, SecretValue(f"key {number}"), label=f"{number}", cost=CHEAP)
+
+    threads = [threading.Thread(target=add, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    for number in range(4):
+        assert Repository.open(store, SecretValue(f"key {number}"))
+
+
+def test_nothing_secret_is_shown() -> None:
+    store, repo = repository()
+    slot = add_key(repo, NEW, label="x", cost=CHEAP)
+
+    shown = f"{slot!r} {list_keys(repo)!r}".encode()
+    assert NEW.reveal().encode() not in shown
+    assert NEW.reveal().encode() not in store.get("repository/config").data
