@@ -58,7 +58,8 @@ def _migrate(agent: str, operation: str, to: str) -> dict[str, Any]:
     if plan.resumes == "rolling-back":
         roll_back(agent, operation)
         plan = check_plan(agent, operation, to)
-    source = "".join(plan.source)  # a copy, or an edge to every step would be drawn
+    # Copies, or Prefect would draw an edge from the plan to every step that names them.
+    source, to = "".join(plan.source), "".join(to)
     downtime = 0.0
     try:
         begin_migration(agent, operation, plan)

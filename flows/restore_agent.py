@@ -11,6 +11,7 @@ from tasks.prepare_restore import prepare_restore
 from tasks.restore_volumes import restore_volumes
 from tasks.resume_agent import resume_agent
 from tasks.step import hold, run_name
+from tasks.take_over import take_over
 
 
 @flow(
@@ -20,7 +21,10 @@ from tasks.step import hold, run_name
     result_serializer="json",
 )
 def restore_agent(
-    to: str, agent: str | None = None, snapshot: str = "latest"
+    to: str,
+    agent: str | None = None,
+    snapshot: str = "latest",
+    takeover: bool = False,
 ) -> dict[str, Any]:
     """Make an agent's volumes on a target equal to a snapshot.
 
@@ -31,10 +35,13 @@ def restore_agent(
         to: The target's name: where the agent lives, or any for one that lives nowhere.
         agent: The agent's name; may be left out when there is only one.
         snapshot: A snapshot's id (4 characters are enough), or `latest`.
+        takeover: The agent's home is gone for good: run it here, from the snapshot.
+            What it did after the snapshot is lost.
     """
     agent = agent or only_agent()
     with hold(agent, "restore") as operation:
-        found = prepare_restore(agent, operation, to, snapshot)
+        prepare = take_over if takeover else prepare_restore
+        found = prepare(agent, operation, to, snapshot)
         restored = restore_volumes(agent, operation, to, found)
         phase = resume_agent(agent, operation, to)
     return {"agent": agent, "target": to, "phase": phase, **restored}

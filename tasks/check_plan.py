@@ -11,6 +11,6 @@ from tasks.step import log, open_handle, step
 def check_plan(agent: str, operation: str, to: str) -> Plan:
     """Return what the migration will do; nothing is changed."""
     plan = migration.plan(open_handle(agent, operation), to)
-    for note in plan.notes:
+    for note in dict.fromkeys(plan.notes):
         log.info("note: %s", note)
     return plan
