@@ -1,4 +1,4 @@
-"""The mover against a real S3 server: what a target runs, with everything switched on."""
+"""The mover against a real S3 server, with everything switched on."""
 
 import json
 import os

@@ -114,7 +114,7 @@ def test_a_crash_at_any_store_operation_of_a_restore_is_gone_with_the_next(
 def test_a_restore_goes_on_where_it_was_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lobstertrap.repository.rebuild.WINDOW_PIECES", 3)
+    monkeypatch.setattr("lobstertrap.repository.filling.WINDOW_PIECES", 3)
     root, out = tmp_path / "in", tmp_path / "out"
     make_everything(root / "new directory")
     store = BrokenStore(MemoryStore())

@@ -83,7 +83,7 @@ def test_windows_of_any_size_give_the_same(
 ) -> None:
     make_everything(tmp_path / "in")
     snapshot = snap(repo, tmp_path / "in")
-    monkeypatch.setattr(f"lobstertrap.repository.rebuild.WINDOW_{limit}", 2)
+    monkeypatch.setattr(f"lobstertrap.repository.filling.WINDOW_{limit}", 2)
     progress: list[Progress] = []
 
     bring_back(repo, snapshot, tmp_path / "out", on_progress=progress.append)

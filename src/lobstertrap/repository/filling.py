@@ -1,0 +1,183 @@
+"""The filler: fetches what files lack, window by window, and completes them.
+
+A window is planned while the one before is fetched and written by threads, so memory
+and open files are bounded, whatever the size of the snapshot or of one file.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from lobstertrap.errors import IntegrityError
+from lobstertrap.repository.attributes import Attributes
+from lobstertrap.repository.entry import PATH, Content, shown
+from lobstertrap.repository.fetcher import Piece, Window, fetch
+from lobstertrap.repository.format import HOLE
+from lobstertrap.repository.index import Index, PackInfo, SegmentInfo
+from lobstertrap.repository.placer import Target, place_whole
+from lobstertrap.repository.repository import Repository
+from lobstertrap.repository.tree import read_content
+
+WINDOW_BYTES = 128 << 20
+WINDOW_PIECES = 16_384
+WINDOW_HANDLES = 200
+WRITERS = 4
+
+
+@dataclass(slots=True)
+class _Batch:
+    """A window with the files that it fills."""
+
+    window: Window = field(default_factory=Window)
+    targets: list[Target] = field(default_factory=list)
+    directories: set[bytes] = field(default_factory=set)
+    open_files: int = 0
+    futures: list[Future[None]] = field(default_factory=list)
+
+    @property
+    def full(self) -> bool:
+        return (
+            self.window.size >= WINDOW_BYTES
+            or self.window.pieces >= WINDOW_PIECES
+            or len(self.directories) + self.open_files >= WINDOW_HANDLES
+        )
+
+
+class Filler:
+    """Takes files to write; for one thread. `finish` or `abandon` ends it."""
+
+    def __init__(
+        self,
+        repo: Repository,
+        index: Index,
+        attributes: Attributes,
+        on_window: Callable[[], None],
+    ) -> None:
+        self._repo = repo
+        self._index = index
+        self._attributes = attributes
+        self._on_window = on_window
+        self._blobs = repo.blob_reader(index)
+        self._pool = ThreadPoolExecutor(WRITERS, "restore")
+        self._lock = threading.Lock()
+        self._batch = _Batch()
+        self._running: _Batch | None = None
+        self._open: Target | None = None
+        self.fetched_bytes = 0
+
+    def add_whole(self, target: Target, chunk_id: bytes, size: int) -> None:
+        """Take a file that is one chunk."""
+        self._plan(chunk_id, size, target, 0)
+        self._planned(target)
+
+    def add_parts(self, target: Target, content: Content, old: int) -> None:
+        """Take a file of any content; what the open file `old` has is copied."""
+        self._open = target
+        target.open()
+        place = 0
+        for chunk_id, length in read_content(self._blobs, target.row, content):
+            if chunk_id != HOLE and not self._copied(
+                old, target, chunk_id, place, length
+            ):
+                self._plan(chunk_id, length, target, place)
+                self._flush_if_full()
+            place += length
+        self._open = None
+        self._planned(target)
+
+    def finish(self) -> None:
+        """Return when every file is whole and has its name."""
+        self._flush()
+        self._settle()
+        self._pool.shutdown()
+
+    def _copied(
+        self, old: int, target: Target, chunk_id: bytes, place: int, length: int
+    ) -> bool:
+        if old < 0:
+            return False
+        data = os.pread(old, length, place)
+        if len(data) != length or self._repo.keys.chunk_id(data) != chunk_id:
+            return False
+        target.write(memoryview(data), place)
+        return True
+
+    def _plan(self, chunk_id: bytes, length: int, target: Target, place: int) -> None:
+        if self._batch.window.add(self._index, chunk_id, target, place) != length:
+            raise IntegrityError(
+                f"a chunk of {shown(target.row[PATH])} has another length than promised"
+            )
+
+    def _planned(self, target: Target) -> None:
+        """Let the present window finish the file: earlier ones are done by then."""
+        self._batch.targets.append(target)
+        self._batch.directories.add(target.directory.path)
+        self._batch.open_files += target.handle >= 0
+        self._flush_if_full()
+
+    def _flush_if_full(self) -> None:
+        if self._batch.full:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Start this window; the one before must be done, so two are in memory."""
+        self._settle()
+        batch, self._batch = self._batch, _Batch()
+        batch.futures = [
+            self._pool.submit(self._write_pack, pack, wanted)
+            for pack, wanted in batch.window.packs.items()
+        ]
+        self._running = batch
+
+    def _settle(self) -> None:
+        batch = self._running
+        if batch is None:
+            return
+        for future in batch.futures:
+            future.result()
+        while batch.targets:
+            target = batch.targets[-1]
+            if target.handle >= 0:
+                target.finish(self._attributes)
+            batch.targets.pop().directory.release()
+        self._running = None
+        self._on_window()
+
+    def _write_pack(
+        self, pack: PackInfo, wanted: dict[SegmentInfo, list[Piece]]
+    ) -> None:
+        for plain, pieces in fetch(
+            self._repo.store, self._repo.keys, pack, wanted, self._count_fetched
+        ):
+            for piece in pieces:
+                data = plain[piece.offset : piece.offset + piece.length]
+                if piece.target.handle < 0:
+                    place_whole(piece.target, data, self._attributes)
+                else:
+                    piece.target.write(data, piece.file_offset)
+
+    def _count_fetched(self, count: int) -> None:
+        with self._lock:
+            self.fetched_bytes += count
+
+    def abandon(self) -> None:
+        """Drop what is not whole; the next restore sweeps what this one cannot."""
+        for batch in (self._running, self._batch):
+            if batch is None:
+                continue
+            for future in batch.futures:
+                future.cancel()
+            for future in batch.futures:
+                if not future.cancelled():
+                    future.exception()
+            for target in batch.targets:
+                target.abandon()
+                target.directory.release()
+        if self._open is not None:
+            self._open.abandon()
+            self._open.directory.release()
+        self._pool.shutdown()
