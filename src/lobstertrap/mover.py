@@ -273,4 +273,6 @@ def _where(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # Everything is written and on the disk; taking the interpreter apart takes 0.2 s,
+    # in which an agent that moves is down.
+    os._exit(main())

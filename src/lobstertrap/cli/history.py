@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lobstertrap.cli.confirm import confirm_takeover
 from lobstertrap.cli.output import AsJson, print_json, print_result, print_table
 from lobstertrap.cli.running import Agent, load_config
 from lobstertrap.cli.text import age, size
@@ -69,6 +70,7 @@ def snapshots(
 def restore(
     context: typer.Context,
     agent: Agent,
+    *,
     to: Annotated[
         str, typer.Option("--to", metavar="TARGET", help="Onto this target.")
     ],
@@ -76,17 +78,35 @@ def restore(
         str,
         typer.Option(metavar="ID", help="The snapshot's id, its beginning, or latest."),
     ] = "latest",
+    takeover: Annotated[
+        bool,
+        typer.Option("--takeover", help="Its home is gone for good: run it here."),
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask before a takeover.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make an agent's volumes on a target equal to a snapshot.
 
-    What they hold now is snapshotted first, so nothing is lost.
+    What they hold now is snapshotted first, so nothing is lost. With --takeover the
+    agent is moved here although its home does not answer any more: what it did after
+    the snapshot is lost, which is said before.
     """
     from lobstertrap.cli.flow_runs import check_first, run_flow  # noqa: PLC0415
 
     config = check_first(agent, to)
-    config.open_repository().find(snapshot, agent)  # a wrong id fails before Prefect
-    result = run_flow(context, "restore_agent", agent=agent, to=to, snapshot=snapshot)
+    found = config.open_repository().find(snapshot, agent)  # fails before Prefect
+    if takeover:
+        confirm_takeover(config, agent, to, found, yes=yes)
+    result = run_flow(
+        context,
+        "restore_agent",
+        agent=agent,
+        to=to,
+        snapshot=found.id,
+        takeover=takeover,
+    )
     print_result(result, as_json=as_json)
 
 
