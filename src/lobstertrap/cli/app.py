@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from lobstertrap.cli import history, moves, overview, programs, running
+from lobstertrap.cli import browse, history, moves, overview, programs, running
 from lobstertrap.cli.text import printable_lines
 
 EPILOG = (
@@ -33,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (running, overview, history, moves, programs):
+for group in (running, overview, history, browse, moves, programs):
     group.register(app)
 
 
