@@ -270,13 +270,13 @@ import json, sys
 from pathlib import Path
 from lobstertrap.agent import load_agent
 from lobstertrap.job import MoverJob
-from lobstertrap.targets import podman_mover
+from lobstertrap.targets.podman_container_mover import ContainerMover
 from lobstertrap.targets.podman import PodmanTarget
 
 def must_not(*_, **__):
     raise AssertionError("a container was used")
 
-podman_mover.Movers._in_container = must_not
+ContainerMover.run = must_not
 url, command, spec, request = sys.argv[1], sys.argv[2], sys.argv[3], sys.stdin.read()
 agent = load_agent(Path(spec))
 job = MoverJob(

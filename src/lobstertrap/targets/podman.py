@@ -6,7 +6,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -26,6 +25,8 @@ from lobstertrap.job import MoverJob, OnProgress
 from lobstertrap.targets import podman_spec as spec
 from lobstertrap.targets.base import AgentStatus, Secrets, TargetInfo
 from lobstertrap.targets.podman_api import PodmanApi, frames, lines
+from lobstertrap.targets.podman_container_mover import ContainerMover
+from lobstertrap.targets.podman_facts import EngineFacts
 from lobstertrap.targets.podman_fence import PodmanFence
 from lobstertrap.targets.podman_images import Images
 from lobstertrap.targets.podman_mover import Movers
@@ -76,7 +77,7 @@ class PodmanTarget:
     def inspect(self) -> TargetInfo:
         """Ask the engine what it is. See `Target`."""
         info = self._api.get("/info")
-        engine = _engines[self._api.url] = _Engine.of(info)
+        engine = EngineFacts.of(info)
         store = info["store"]
         free = store.get("graphRootAllocated", 0) - store.get("graphRootUsed", 0)
         host = info["host"]
@@ -240,20 +241,21 @@ class PodmanTarget:
         return self._images.find(image) is not None
 
     @property
-    def _engine(self) -> _Engine:
-        engine = _engines.get(self._api.url)
-        if engine is None:
-            engine = _engines[self._api.url] = _Engine.of(self._api.get("/info"))
-        return engine
+    def _engine(self) -> EngineFacts:
+        return EngineFacts.ask(self._api)
 
     @property
     def _movers(self) -> Movers:
         return Movers(
             api=self._api,
-            images=self._images,
             target=self._name,
             rootless=self._engine.rootless,
-            platform=self._engine.platform,
+            containers=ContainerMover(
+                api=self._api,
+                images=self._images,
+                target=self._name,
+                platform=self._engine.platform,
+            ),
         )
 
     def _fence(self, agent: AgentSpec) -> PodmanFence:
@@ -343,38 +345,6 @@ class PodmanTarget:
         ) as pieces:
             found = lines(frames(pieces))
             yield from found if follow or count is None else deque(found, maxlen=count)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Engine:
-    """What does not change while an engine runs."""
-
-    platform: str
-    rootless: bool
-    limits: frozenset[str]
-    notes: tuple[str, ...] = field(default=())
-
-    @classmethod
-    def of(cls, info: Mapping[str, Any]) -> _Engine:
-        host = info["host"]
-        rootless = bool(host["security"]["rootless"])
-        wanted = {"memory", "pids", "cpu"}
-        limits = wanted & set(host.get("cgroupControllers") or ())
-        if rootless and host.get("cgroupVersion") == "v1":
-            limits = set()
-        absent = ", ".join(sorted(wanted - limits))
-        kind = "rootless" if rootless else "rootful"
-        note = f"no limits for {absent}: {kind} on cgroup {host.get('cgroupVersion')}"
-        return cls(
-            platform=f"{host['os']}/{host['arch']}",
-            rootless=rootless,
-            limits=frozenset(limits),
-            notes=(kind, note) if absent else (kind,),
-        )
-
-
-_engines: dict[str, _Engine] = {}
-"""By URL: asking takes an engine 0.2 s, and a target is opened for every step."""
 
 
 def _require_epoch(

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
 import socket
-import subprocess
-import tempfile
-import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from lobstertrap.errors import (
     AccessDenied,
@@ -27,6 +21,7 @@ from lobstertrap.errors import (
     TimedOut,
     Unavailable,
 )
+from lobstertrap.targets.podman_tunnel import open_tunnel
 
 # What Podman 4.0 introduced is all that is used; 4.x and 5.x servers both speak it.
 _API_VERSION: Final = "4.0.0"
@@ -189,7 +184,7 @@ class PodmanApi:
             ) from error
         url, tunnel = self.url, contextlib.ExitStack()
         if url.startswith("ssh://"):
-            url = f"unix://{tunnel.enter_context(_tunnel(url, self._identity))}"
+            url = f"unix://{tunnel.enter_context(open_tunnel(url, self._identity))}"
         client = APIClient(base_url=url, version=_API_VERSION)
         tunnel.callback(client.close)
         self._close = weakref.finalize(self, tunnel.close)
@@ -298,46 +293,3 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return value if isinstance(value, str) else json.dumps(value)
-
-
-@contextlib.contextmanager
-def _tunnel(url: str, identity: Path | None) -> Iterator[Path]:
-    """Forward the remote engine's socket; yields the local one.
-
-    Not podman-py's own tunnel: that one switches host key checking off, and waits five
-    minutes when ssh has already failed.
-    """
-    parts = urlsplit(url)
-    directory = Path(tempfile.mkdtemp(prefix="lt-ssh-"))
-    local = directory / "podman.sock"
-    command = ["ssh", "-N", "-o", "BatchMode=yes", "-o", "ExitOnForwardFailure=yes"]
-    command += ["-o", f"ConnectTimeout={_CONNECT_SECONDS:.0f}"]
-    command += ["-o", "ServerAliveInterval=15", "-L", f"{local}:{parts.path}"]
-    command += ["-i", str(identity)] if identity else []
-    with (directory / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [*command, f"ssh://{parts.netloc}"],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,  # Ctrl-C is ours to handle first
-        )
-    try:
-        _await_tunnel(process, local, parts.netloc)
-        yield local
-    finally:
-        process.kill()
-        process.wait()
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def _await_tunnel(process: subprocess.Popen[bytes], local: Path, host: str) -> None:
-    deadline = time.monotonic() + 2 * _CONNECT_SECONDS
-    while not local.exists():
-        if process.poll() is not None or time.monotonic() > deadline:
-            log = (local.parent / "log").read_text(errors="replace").strip()
-            raise Unavailable(
-                f"no ssh connection to {host}: {log or 'no answer'}",
-                hint=f"try: ssh {os.fspath(host)} true",
-            )
-        time.sleep(0.05)

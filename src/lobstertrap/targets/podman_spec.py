@@ -43,6 +43,15 @@ def is_secret_of(agent: AgentSpec, name: str) -> bool:
     return name.startswith(prefix) and "-" not in name.removeprefix(prefix)
 
 
+def agent_owner(agent: AgentSpec) -> tuple[int, int]:
+    """Return whose the agent's files are, as every kind of mover sees them.
+
+    In a container and inside `podman unshare` ids are the container's own; rootful
+    engines do not map them.
+    """
+    return agent.security.user, agent.security.group
+
+
 def epoch_of(found: Mapping[str, Any]) -> int:
     """Return the epoch of an inspected container; 0 when it has none."""
     text = (found["Config"].get("Labels") or {}).get(EPOCH, "")
