@@ -17,7 +17,6 @@ def restore_volumes(
     """Return the mover's result: digest, bytes and what was written."""
     with live_progress(f"restore {agent} on {target}"):
         handle = open_handle(agent, operation)
-        result = lifecycle.restore(handle, target, snapshot=snapshot)
-        lifecycle.finish_restore(handle)
+        result = lifecycle.restore_home(handle, target, snapshot=snapshot)
     log.info("%s: %s", target, restore_words(result))
     return result

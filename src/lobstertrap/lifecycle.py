@@ -24,9 +24,17 @@ from lobstertrap.errors import (
 )
 from lobstertrap.job import MoverJob, OnProgress, Progress
 from lobstertrap.lease import TTL, AgentRecord, Lease
-from lobstertrap.targets.base import AgentStatus, Fence, LogSource, Secrets, Target
+from lobstertrap.targets.base import (
+    AgentStatus,
+    Fence,
+    Freezer,
+    LogSource,
+    Secrets,
+    Target,
+)
 
-Consistency = Literal["stopped", "live"]
+Consistency = Literal["stopped", "frozen", "hook", "live"]
+"""What held the agent still while it was read; kept as a tag of the snapshot."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +78,7 @@ def launch(handle: AgentHandle, target_name: str) -> AgentStatus:
     refuse_unfinished(handle)
     _refuse_other_home(handle, target_name)
     target = handle.target(target_name)
+    thaw_forgotten(handle, target)
     status = target.status(handle.spec)
     record = handle.record()
     if status.phase == "running" and status.epoch != record.epoch:
@@ -78,12 +87,8 @@ def launch(handle: AgentHandle, target_name: str) -> AgentStatus:
             f"{status.epoch}, its record says {record.epoch}",
             hint=f"lobstertrap stop {handle.spec.name}, then launch it again",
         )
-    if record.snapshot is not None and not status.volumes:
-        raise Refused(
-            f"agent '{handle.spec.name}' has snapshots but no volumes on "
-            f"'{target_name}': it would start with nothing",
-            hint=f"lobstertrap restore {handle.spec.name} --to {target_name}",
-        )
+    if status.phase != "running":
+        _refuse_nothing(handle, target)
     try:
         if status.phase != "running":
             image = target.ensure_image(handle.spec)
@@ -99,6 +104,7 @@ def launch(handle: AgentHandle, target_name: str) -> AgentStatus:
 def start(handle: AgentHandle, target_name: str, *, image: str) -> int:
     """Raise the epoch, then run the agent under it on the target; return the epoch."""
     target = handle.target(target_name)
+    _refuse_nothing(handle, target)
     bar_latecomers(handle, target)
     secrets = handle.secrets()
     target.bind_secrets(handle.spec, secrets)
@@ -159,26 +165,39 @@ def bar_latecomers(handle: AgentHandle, target: Target) -> None:
         target.fence(handle.spec, epoch=record.epoch, turn=record.turn)
 
 
+def thaw_forgotten(handle: AgentHandle, target: Target) -> None:
+    """Let an agent go on that a killed snapshot left frozen."""
+    if isinstance(target, Freezer):
+        target.thaw(handle.spec)
+
+
 def take_snapshot(
     handle: AgentHandle,
     target_name: str,
     *,
     consistency: Consistency,
     purpose: str = "asked for",
+    check: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Take a snapshot of the agent's volumes beside them; returns the mover's result.
 
     With "stopped" the agent must not run: `Refused` otherwise. `purpose` is kept as a
-    tag: "asked for", "pre-copy", "migration" or "before-restore".
+    tag: "asked for", "pre-copy", "migration" or "before-restore". `check` is called
+    when the mover is done, before the snapshot becomes the agent's last one.
     """
     target = handle.target(target_name)
     if consistency == "stopped" and target.status(handle.spec).phase == "running":
         raise Refused(f"agent '{handle.spec.name}' runs on '{target_name}'")
-    tags = {"target": target_name, "purpose": purpose}
+    tags = {"target": target_name, "purpose": purpose, "consistency": consistency}
     turn = handle.record().turn  # for a target that is a `Fence`
-    job = _job(handle, "snapshot", consistency=consistency, tags=tags, turn=turn)
+    # A hook holds only what it knows of, so the files are read as if they changed.
+    still: Literal["stopped", "live"] = (
+        "stopped" if consistency in ("stopped", "frozen") else "live"
+    )
+    job = _job(handle, "snapshot", consistency=still, tags=tags, turn=turn)
     label = f"snapshot {handle.spec.name} on {target_name}"
     result = target.run_mover(handle.spec, job, _watch(handle, label))
+    check()
     handle.lease.update(lambda record: replace(record, snapshot=result["snapshot"]))
     return result
 
@@ -215,6 +234,7 @@ def resume(handle: AgentHandle, target_name: str) -> AgentStatus:
     """
     refuse_unfinished(handle)
     target = handle.target(target_name)
+    thaw_forgotten(handle, target)
     status = target.status(handle.spec)
     if handle.record().state != "running" or status.phase == "running":
         return status
@@ -245,6 +265,20 @@ def prepare_restore(handle: AgentHandle, target_name: str, snapshot: str) -> str
         lambda now: replace(now, target=target_name, restoring=snapshot)
     )
     return snapshot
+
+
+def restore_home(
+    handle: AgentHandle, target_name: str, *, snapshot: str
+) -> dict[str, Any]:
+    """Restore over the agent's own volumes; returns the result.
+
+    Unfinished until the end: the mark of `prepare_restore` is made once more, because a
+    repeated call finds it gone when only the answer to its removal was lost.
+    """
+    handle.lease.update(lambda now: replace(now, restoring=snapshot))
+    result = restore(handle, target_name, snapshot=snapshot)
+    finish_restore(handle)
+    return result
 
 
 def finish_restore(handle: AgentHandle) -> None:
@@ -291,6 +325,17 @@ def refuse_unfinished(handle: AgentHandle) -> None:
             f"a restore of agent '{name}' on '{record.target}' is unfinished",
             hint=f"lobstertrap restore {name} --to {record.target}",
         )
+
+
+def _refuse_nothing(handle: AgentHandle, target: Target) -> None:
+    """Raise `Refused` where the agent would start with empty volumes and forget all."""
+    if handle.record().snapshot is None or target.status(handle.spec).volumes:
+        return
+    raise Refused(
+        f"agent '{handle.spec.name}' has snapshots but no volumes on "
+        f"'{target.name}': it would start with nothing",
+        hint=f"lobstertrap restore {handle.spec.name} --to {target.name}",
+    )
 
 
 def _refuse_other_home(handle: AgentHandle, target_name: str) -> None:

@@ -82,8 +82,8 @@ class Ended:
 class Driver:
     """The program tests/chaos/driver.py."""
 
-    def __init__(self, directory: Path) -> None:
-        self.log = (directory / "driver.log").open("w+")
+    def __init__(self, directory: Path, log: str = "driver.log") -> None:
+        self.log = (directory / log).open("w+")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.chaos.driver"],
             stdin=subprocess.PIPE,

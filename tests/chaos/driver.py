@@ -7,7 +7,8 @@ flows/migrate_agent.py, without Prefect, on the lobstertrap.toml of its director
     {"agent": "tally", "to": "server", "abort": false, "kill": ["stop_source", "after"]}
 
 It answers with the process's id when it starts, and with how it ended. With "suspend"
-the process stops itself (SIGSTOP) between writing the epoch and launching under it.
+the process stops itself (SIGSTOP) when it has written the epoch: on a host before it
+launches, on Podman when its container is made and the fence has let it pass.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from prefect import Task
 from flows.migrate_agent import migrate_agent
 from lobstertrap.errors import Transient
 from lobstertrap.targets.host import HostTarget
+from lobstertrap.targets.podman import PodmanTarget
 from tasks import step
 from tests.chaos.commands import rebind
 
@@ -79,13 +81,16 @@ def _run(request: dict[str, Any]) -> int:
 
 
 def _suspend_before_launch() -> None:
-    launch = HostTarget.launch
+    for kind, name in ((HostTarget, "launch"), (PodmanTarget, "_start")):
+        setattr(kind, name, _late(getattr(kind, name)))
 
+
+def _late(method: Callable[..., None]) -> Callable[..., None]:
     def late(*args: Any, **kwargs: Any) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
-        launch(*args, **kwargs)
+        method(*args, **kwargs)
 
-    HostTarget.launch = late  # type: ignore[method-assign]
+    return late
 
 
 def _flow(kill: list[str] | None) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ tested is the order that is shipped.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import cache
 
 import pytest
@@ -116,6 +116,44 @@ def test_killed_anywhere_it_ends_committed_or_rolled_back(
         assert_settled(world)
         assert world.record().operation is None
     assert not killed(launched(running=running), to_server, count)
+
+
+OTHERS: dict[str, Callable[[Process], object]] = {
+    "launch": lambda it: commands.launch(it, "laptop"),
+    "snapshot": commands.snapshot,
+    "restore": lambda it: commands.restore(it, "laptop", first_snapshot(it.world)),
+    "stop": commands.stop,
+    "remove": lambda it: commands.remove(it, "laptop"),
+}
+
+
+def first_snapshot(world: World) -> str:
+    """Return the oldest snapshot's id."""
+    return next(iter(world.snapshots))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("error", [Killed, Unavailable, Refused, KeyboardInterrupt])
+@pytest.mark.parametrize("when", ["before", "during", "after"])
+def test_every_other_command_struck_anywhere_is_finished_by_the_same_command(
+    name: str, error: type[BaseException], when: str
+) -> None:
+    def prepared() -> World:
+        world = launched(running=name not in ("launch", "remove"))
+        commands.snapshot(Process(world))
+        return world
+
+    for fault in range(len(effects_of(OTHERS[name], prepared()))):
+        world = prepared()
+        process = Process(world, {fault: Fault(when, error)})
+        with suppress(error, LobsterTrapError):
+            OTHERS[name](process)
+        OTHERS[name](Process(world))
+        assert_settled(world)
+        assert world.record().restoring is None
+        assert any(it.running for it in world.places.values()) == (
+            name not in ("stop", "remove")
+        ), f"{process.effects[fault]} ({fault})"
 
 
 def test_killed_in_the_middle_of_a_restore_it_ends_committed_or_rolled_back() -> None:

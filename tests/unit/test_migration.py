@@ -344,3 +344,17 @@ def test_a_destination_that_runs_already_is_neither_staged_nor_launched_again(
     assert "server.bind_secrets" not in process.effects
     assert "server.launch" not in process.effects
     assert migration.transfer(handle) == {}
+
+
+def test_an_agent_that_lost_its_volumes_is_not_started_with_nothing(
+    world: World,
+) -> None:
+    commands.snapshot(Process(world))
+    laptop = world.places["laptop"]
+    laptop.instance, laptop.volume = None, None
+
+    for command in (commands.snapshot, lambda it: commands.launch(it, "laptop")):
+        with pytest.raises(Refused, match="it would start with nothing"):
+            command(Process(world))
+
+    assert laptop.volume is None
