@@ -12,7 +12,16 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from lobstertrap.cli import browse, history, moves, overview, programs, running
+from lobstertrap.cli import (
+    browse,
+    history,
+    keys,
+    moves,
+    overview,
+    programs,
+    repository,
+    running,
+)
 from lobstertrap.cli.text import printable_lines
 
 EPILOG = (
@@ -33,7 +42,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (running, overview, history, browse, moves, programs):
+for group in (
+    running,
+    overview,
+    history,
+    browse,
+    moves,
+    repository,
+    keys,
+    programs,
+):
     group.register(app)
 
 

@@ -9,7 +9,7 @@ anywhere leaves a repository that checks clean, and the next run goes on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from lobstertrap.errors import IntegrityError, InvalidInput, NotFound
@@ -17,19 +17,16 @@ from lobstertrap.job import OnProgress, Progress
 from lobstertrap.lease import Holder
 from lobstertrap.repository.blobs import open_info
 from lobstertrap.repository.format import CHUNKS, pack_key
-from lobstertrap.repository.index import Index, IndexTable, PackInfo, SegmentInfo
-from lobstertrap.repository.inventory import pack_objects
+from lobstertrap.repository.index import Index, IndexTable, SegmentInfo
 from lobstertrap.repository.prune_plan import PackState, PrunePlan, plan_prune
-from lobstertrap.repository.reach import Needed, visit
 from lobstertrap.repository.reindex import (
     INDEX_BLOBS,
-    load_and_sweep,
     pack_tables,
     replace_indexes,
 )
 from lobstertrap.repository.repository import Mark, Repository
+from lobstertrap.repository.survey import Survey, survey_repository
 from lobstertrap.repository.upkeep import Upkeep, upkeep
-from lobstertrap.stores.base import ObjectInfo
 
 GRACE = 24 * 3600.0
 """Seconds between condemning and deleting: longer than any restore may take."""
@@ -60,17 +57,6 @@ class PruneResult:
     pardoned_packs: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Survey:
-    """What is in the store, and which of it is needed."""
-
-    snapshots: int
-    tables: Mapping[str, IndexTable]
-    packs: Mapping[bytes, PackState]
-    marks: list[Mark]
-    needed: Needed
-
-
 def prune(
     repo: Repository,
     *,
@@ -91,7 +77,7 @@ def prune(
             hint=f"give at least {MIN_GRACE:.0f} s",
         )
     with upkeep(repo, "prune", holder=holder) as held:
-        survey = _look(repo, sweep=not dry_run, on_progress=on_progress)
+        survey = survey_repository(repo, sweep=not dry_run, on_progress=on_progress)
         plan = plan_prune(
             survey.packs.values(), now=held.now, grace=grace, repack=repack
         )
@@ -100,83 +86,10 @@ def prune(
     return _result(survey, plan)
 
 
-def _look(repo: Repository, *, sweep: bool, on_progress: OnProgress) -> _Survey:
-    # In this order: a snapshot that is listed has its index, an index its packs.
-    marks = repo.marks()
-    names = repo.snapshot_names()
-    tables = load_and_sweep(repo) if sweep else repo.load_index_tables()
-    objects = pack_objects(repo)
-    condemned = frozenset().union(*(mark.packs for mark in marks))
-    index = Index(tables.values(), condemned)
-
-    def rank(pack: PackInfo) -> float:
-        found = objects.get(pack.id)
-        if found is None or found.size != pack.size:
-            return float("inf")
-        # The newest copy, so that a rewrite which died is not done once more.
-        return 1e15 if pack.id in condemned else -found.modified
-
-    needed = Needed(index, rank)
-    reader = repo.blob_reader(index)
-    for number, name in enumerate(names):
-        on_progress(Progress(phase="look", done_files=number, total_files=len(names)))
-        try:
-            snapshot = repo.read_snapshot(name)
-        except NotFound:  # forgotten meanwhile
-            continue
-        visit(reader, snapshot.branches, needed.add)
-    return _Survey(
-        snapshots=len(names),
-        tables=tables,
-        packs=_states(objects, marks, needed),
-        marks=marks,
-        needed=needed,
-    )
-
-
-def _states(
-    objects: Mapping[bytes, ObjectInfo], marks: Iterable[Mark], needed: Needed
-) -> dict[bytes, PackState]:
-    since: dict[bytes, float] = {}
-    for mark in marks:
-        for pack_id in mark.packs:
-            since[pack_id] = min(mark.modified, since.get(pack_id, mark.modified))
-    kinds: dict[bytes, int] = {}
-    plain: dict[bytes, int] = dict.fromkeys(objects, 0)
-    used = dict(plain)
-    for table, rows in needed.tables():
-        totals, useful = [0] * len(table.segments), [0] * len(table.segments)
-        segment_of, _, length_of = table.columns
-        for segment, length, is_needed in zip(segment_of, length_of, rows, strict=True):
-            totals[segment] += length
-            if is_needed:
-                useful[segment] += length
-        here: dict[bytes, int] = {}
-        for info, total, use in zip(table.segments, totals, useful, strict=True):
-            kinds[info.pack.id] = info.pack.kind
-            if info.pack.id in objects:
-                here[info.pack.id] = here.get(info.pack.id, 0) + total
-                used[info.pack.id] += use
-        for pack_id, total in here.items():  # a pack may be in two index objects
-            plain[pack_id] = max(plain[pack_id], total)
-    return {
-        pack_id: PackState(
-            id=pack_id,
-            kind=kinds.get(pack_id, CHUNKS),
-            size=info.size,
-            modified=info.modified,
-            plain=plain[pack_id],
-            needed=used[pack_id],
-            condemned_at=since.get(pack_id),
-        )
-        for pack_id, info in objects.items()
-    }
-
-
 def _carry_out(
     repo: Repository,
     held: Upkeep,
-    survey: _Survey,
+    survey: Survey,
     plan: PrunePlan,
     on_progress: OnProgress,
 ) -> None:
@@ -199,7 +112,7 @@ def _carry_out(
 
 
 def _rewrite(
-    repo: Repository, survey: _Survey, chosen: set[bytes], on_progress: OnProgress
+    repo: Repository, survey: Survey, chosen: set[bytes], on_progress: OnProgress
 ) -> None:
     """Store what is needed of the chosen packs in new ones, and index it."""
     if not chosen:
@@ -262,7 +175,7 @@ def _take_back(
 
 
 def _reindex(
-    repo: Repository, survey: _Survey, gone: set[bytes], check: Callable[[], None]
+    repo: Repository, survey: Survey, gone: set[bytes], check: Callable[[], None]
 ) -> None:
     """Take packs that are deleted, or were lost, out of the index; join small ones."""
     lost = {
@@ -297,7 +210,7 @@ def _is_gone(repo: Repository, pack_id: bytes) -> bool:
     return False
 
 
-def _drop_old_marks(repo: Repository, survey: _Survey, held: Upkeep) -> None:
+def _drop_old_marks(repo: Repository, survey: Survey, held: Upkeep) -> None:
     """Forget marks whose packs have long been gone, and were so before this run."""
     for mark in survey.marks:
         over = held.now - mark.modified >= KEEP_MARKS
@@ -305,7 +218,7 @@ def _drop_old_marks(repo: Repository, survey: _Survey, held: Upkeep) -> None:
             repo.store.delete(mark.key)
 
 
-def _result(survey: _Survey, plan: PrunePlan) -> PruneResult:
+def _result(survey: Survey, plan: PrunePlan) -> PruneResult:
     condemned = (*plan.condemn, *plan.rewrite)
     return PruneResult(
         snapshots=survey.snapshots,
