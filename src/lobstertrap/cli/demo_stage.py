@@ -115,7 +115,7 @@ class Stage:
         names: dict[Kinds, list[str]] = {
             "host": [],
             "podman": [SOURCE, DESTINATION],
-            "auto": [DESTINATION],
+            "auto": [SOURCE, DESTINATION],
         }
         try:
             for name in names[self._kinds]:
@@ -123,6 +123,7 @@ class Stage:
                 self.engines[name] = self._rest.enter_context(engine)
             if self.engines:
                 self._load_base_image()
+                self._try_a_container()
         except LobsterTrapError as error:
             if self._kinds != "auto":
                 raise
@@ -144,6 +145,11 @@ class Stage:
                 f"no base image for the demo could be made: {done.stderr.strip()}",
                 hint="try `lobstertrap demo --targets host`",
             )
+
+    def _try_a_container(self) -> None:
+        """Find out now whether containers run here at all."""
+        for engine in self.engines.values():
+            engine.run("run", "--rm", _BASE, "python3", "-c", "pass")
 
     def _write_config(self, store: StoreSettings) -> None:
         agents = find_checkout() / "agents"

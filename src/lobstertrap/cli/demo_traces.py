@@ -18,7 +18,7 @@ from lobstertrap.errors import Refused
 MARK = "LOBSTERTRAP_DEMO"
 """The variable by which processes of a demo are found: its value is the directory."""
 
-_LOCK = "lock"
+_LOCK = "lobstertrap-demo.lock"
 _GONE_SECONDS = 10.0
 _NOT_A_SIGN = (b"PWD=", b"OLDPWD=")
 """Variables that name the directory because somebody's shell is in it."""
@@ -26,8 +26,16 @@ _NOT_A_SIGN = (b"PWD=", b"OLDPWD=")
 
 @contextlib.contextmanager
 def claim(directory: Path) -> Iterator[None]:
-    """Hold the directory for one demo; raises `Refused` while another one has it."""
+    """Hold the directory for one demo.
+
+    Raises `Refused` while another demo has it, and when it is not a demo's at all.
+    """
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    if any(directory.iterdir()) and not (directory / _LOCK).exists():
+        raise Refused(
+            f"{directory} holds something that is not a demo's, and would be removed",
+            hint="give the demo a directory of its own: --directory",
+        )
     with (directory / _LOCK).open("a+b") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -18,6 +18,14 @@ class Shape(str, Enum):  # noqa: UP042 - typer shows the values of a plain str e
     CONFIG = "config"
 
 
+class Kinds(str, Enum):  # noqa: UP042 - typer shows the values of a plain str enum
+    """The targets that `demo` plays on."""
+
+    AUTO = "auto"
+    HOST = "host"
+    PODMAN = "podman"
+
+
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the program."""
     for command in (serve, schema, demo):
@@ -55,11 +63,28 @@ def schema(
     print_json(model.model_json_schema(mode="validation"))
 
 
-def demo(as_json: AsJson = False) -> None:
+def demo(
+    targets: Annotated[
+        Kinds, typer.Option(help="What stands for the two machines.")
+    ] = Kinds.AUTO,
+    keep: Annotated[
+        bool | None,
+        typer.Option(
+            "--keep/--no-keep",
+            help="Keep Prefect's UI until Enter; on a terminal it is kept.",
+            show_default=False,
+        ),
+    ] = None,
+    directory: Annotated[
+        Path | None,
+        typer.Option(help="Where everything is, for as long as it runs."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Move an agent there and back on this machine.
 
     Shows what happens, and proves that nothing was lost on the way.
     """
     from lobstertrap.cli import demo as program  # noqa: PLC0415 - it imports Prefect
 
-    program.demo(as_json=as_json)
+    program.demo(as_json=as_json, keep=keep, targets=targets.value, directory=directory)
