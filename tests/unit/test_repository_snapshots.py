@@ -247,6 +247,23 @@ def test_the_cache_only_makes_it_faster(repo: Repository, tmp_path: Path) -> Non
     bring_back(repo, third, tmp_path / "out")
 
 
+def test_the_cache_does_not_grow_for_ever(
+    repo: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lobstertrap.repository.cache.CROWDED", 4)
+    root = tmp_path / "in"
+    root.mkdir()
+    for number in range(6):
+        (root / "file").write_text(str(number))
+        taken = snap(repo, root, cache_dir=tmp_path / "cache")
+        for name in repo.snapshot_names():
+            if name.id != taken.id:
+                repo.store.delete(name.key)
+
+    kept = [p.name for p in (tmp_path / "cache").rglob("*") if "snapshots" in p.name]
+    assert len(kept) == 1
+
+
 def test_what_landed_here_is_not_read_again(
     repo: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

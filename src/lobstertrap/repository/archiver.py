@@ -104,6 +104,7 @@ def take_snapshot(
             owners=owners,
         )
         commit(repo, index, snapshot)
+        repo.trim_cache(index)
     return snapshot
 
 

@@ -10,6 +10,11 @@ import secrets
 from collections.abc import Collection
 from pathlib import Path
 
+from lobstertrap.repository.format import PREFIX
+
+CROWDED = 512
+_STORED = PREFIX.replace("/", "_")
+
 
 class ObjectCache:
     """A directory of one repository; every failure of the disk is a miss."""
@@ -42,12 +47,20 @@ class ObjectCache:
         except OSError:
             return
 
+    def crowded(self) -> bool:
+        """Say whether there is so much that it is time for `keep_only`."""
+        try:
+            return sum(1 for _ in self._directory.iterdir()) > CROWDED
+        except OSError:
+            return False
+
     def keep_only(self, keys: Collection[str]) -> None:
-        """Forget every object that is not among `keys`."""
+        """Forget every object of the store that is not among `keys`."""
         wanted = {self._path(key).name for key in keys}
         try:
             for path in self._directory.iterdir():
-                if path.name not in wanted:
+                stored = path.name.startswith(_STORED)
+                if stored and path.name not in wanted:
                     path.unlink(missing_ok=True)
         except OSError:
             return

@@ -20,11 +20,12 @@ from lobstertrap.repository.format import HOLE
 from lobstertrap.repository.index import Index, PackInfo, SegmentInfo
 from lobstertrap.repository.placer import Target, place_whole
 from lobstertrap.repository.repository import Repository
+from lobstertrap.repository.system import spare_handles
 from lobstertrap.repository.tree import read_content
 
 WINDOW_BYTES = 128 << 20
 WINDOW_PIECES = 16_384
-WINDOW_HANDLES = 200
+WINDOW_HANDLES = 1000
 WRITERS = 4
 
 
@@ -32,6 +33,8 @@ WRITERS = 4
 class _Batch:
     """A window with the files that it fills."""
 
+    handles: int
+    """How many directories and files it may keep open."""
     window: Window = field(default_factory=Window)
     targets: list[Target] = field(default_factory=list)
     directories: set[bytes] = field(default_factory=set)
@@ -43,7 +46,7 @@ class _Batch:
         return (
             self.window.size >= WINDOW_BYTES
             or self.window.pieces >= WINDOW_PIECES
-            or len(self.directories) + self.open_files >= WINDOW_HANDLES
+            or len(self.directories) + self.open_files >= self.handles
         )
 
 
@@ -64,7 +67,8 @@ class Filler:
         self._blobs = repo.blob_reader(index)
         self._pool = ThreadPoolExecutor(WRITERS, "restore")
         self._lock = threading.Lock()
-        self._batch = _Batch()
+        self._handles = min(WINDOW_HANDLES, spare_handles() // 3)
+        self._batch = _Batch(self._handles)
         self._running: _Batch | None = None
         self._open: Target | None = None
         self.fetched_bytes = 0
@@ -126,7 +130,7 @@ class Filler:
     def _flush(self) -> None:
         """Start this window; the one before must be done, so two are in memory."""
         self._settle()
-        batch, self._batch = self._batch, _Batch()
+        batch, self._batch = self._batch, _Batch(self._handles)
         batch.futures = [
             self._pool.submit(self._write_pack, pack, wanted)
             for pack, wanted in batch.window.packs.items()

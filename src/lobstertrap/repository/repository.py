@@ -31,8 +31,10 @@ from lobstertrap.repository.format import (
     MAX_CONDEMNED,
     MAX_INDEX,
     MAX_SNAPSHOT,
+    PAGES,
     SNAPSHOT_PREFIX,
     Header,
+    pack_key,
 )
 from lobstertrap.repository.index import Index, IndexTable
 from lobstertrap.repository.slots import Config, ScryptCost, make_slot, parse_config
@@ -267,13 +269,22 @@ class Repository:
         packs = (plain[i : i + ID_SIZE] for i in range(0, len(plain), ID_SIZE))
         return Mark(key=key, packs=frozenset(packs), modified=info.modified)
 
+    def trim_cache(self, index: Index) -> None:
+        """Drop from the local cache what is no longer in the repository."""
+        if self.cache is None or not self.cache.crowded():
+            return
+        keys = {info.key for info in self.store.list(INDEX_PREFIX)}
+        keys |= {name.key for name in self.snapshot_names()}
+        pages = (pack.id for pack in index.packs.values() if pack.kind == PAGES)
+        self.cache.keep_only(keys | {pack_key(pack_id) for pack_id in pages})
+
     def blob_reader(self, index: Index) -> BlobReader:
         """Return a reader of blobs for one thread."""
         return BlobReader(self.store, self.keys, index, self.cache)
 
     def blob_writer(self, index: Index) -> BlobWriter:
         """Return a writer of blobs for one thread."""
-        return BlobWriter(self.store, self.keys, index)
+        return BlobWriter(self.store, self.keys, index, cache=self.cache)
 
     def read_index(self, info: ObjectInfo) -> IndexTable:
         """Read and decode one index object."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -39,10 +40,14 @@ def sync_file_system(handle: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
+def spare_handles() -> int:
+    """Return how many files this process may open, with some kept for others."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1 << 20 if soft == resource.RLIM_INFINITY else max(soft - 256, 64)
+
+
 def raise_file_limit() -> None:
     """Let this process open as many files as it may: deep trees need handles."""
-    import resource  # noqa: PLC0415 - only the mover needs it
-
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         try:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from lobstertrap.repository.cache import ObjectCache
 from lobstertrap.repository.crypto import Keys, seal_object
 from lobstertrap.repository.format import (
     CHUNKS,
@@ -55,11 +56,18 @@ class BlobWriter:
     """Stores blobs; `save`, `add` and `finish` are for one thread."""
 
     def __init__(
-        self, store: ObjectStore, keys: Keys, index: Index, *, level: int = 3
+        self,
+        store: ObjectStore,
+        keys: Keys,
+        index: Index,
+        *,
+        cache: ObjectCache | None = None,
+        level: int = 3,
     ) -> None:
         self._store = store
         self._keys = keys
         self._index = index
+        self._cache = cache
         self._level = level
         self._pending: set[bytes] = set()
         self._streams = (_Stream(CHUNKS), _Stream(PAGES))
@@ -156,6 +164,8 @@ class BlobWriter:
             self._store.put(pack_key(pack.table.id), pack.pieces)
         finally:
             self._packs.release()
+        if self._cache and pack.table.kind == PAGES:  # the next snapshot reads them
+            self._cache.put(pack_key(pack.table.id), b"".join(pack.pieces))
         with self._lock:
             self.uploaded_bytes += pack.table.size
             self._stored.append(pack.table)
@@ -172,6 +182,8 @@ class BlobWriter:
         header = Header(kind=KIND_INDEX, id=index_id)
         pieces = seal_object(self._keys, header, plain)
         self._store.put(index_key(index_id), pieces)
+        if self._cache:
+            self._cache.put(index_key(index_id), b"".join(pieces))
         self._index.add(IndexTable(plain))
         with self._lock:
             self.uploaded_bytes += sum(map(len, pieces))
