@@ -51,6 +51,11 @@ def restore(process: Process, to: str, snapshot: str) -> dict[str, Any]:
     return _flow(process, restore_agent)(to, AGENT.name, snapshot)
 
 
+def take_over(process: Process, to: str, snapshot: str) -> dict[str, Any]:
+    """Run `lobstertrap restore ada --to TO --snapshot SNAPSHOT --takeover`."""
+    return _flow(process, restore_agent)(to, AGENT.name, snapshot, takeover=True)
+
+
 def stop(process: Process) -> None:
     """Run `lobstertrap stop ada`, as cli/running.py does."""
     with hold(process, AGENT.name, "stop") as operation:
@@ -116,7 +121,7 @@ class _Repository:
         return self
 
     def find(self, snapshot: str, agent: str) -> SimpleNamespace:
-        return SimpleNamespace(id=snapshot)
+        return SimpleNamespace(id=snapshot, created_at=0.0)
 
 
 def rebind(function: Callable[..., Any], names: dict[str, Any]) -> Callable[..., Any]:

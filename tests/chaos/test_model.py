@@ -40,6 +40,12 @@ def restore_newest(process: Process) -> None:
         commands.restore(process, record.target, next(reversed(snapshots)))
 
 
+def take_over_newest(process: Process) -> None:
+    """Take the agent over to `server`, from its newest snapshot."""
+    if process.world.snapshots:
+        commands.take_over(process, "server", next(reversed(process.world.snapshots)))
+
+
 COMMANDS: dict[str, Any] = {
     "migrate to laptop": lambda it: commands.migrate(it, "laptop"),
     "migrate to server": lambda it: commands.migrate(it, "server"),
@@ -50,6 +56,7 @@ COMMANDS: dict[str, Any] = {
     "snapshot": commands.snapshot,
     "remove from laptop": lambda it: commands.remove(it, "laptop"),
     "restore": restore_newest,
+    "take over": take_over_newest,
 }
 MIGRATE = st.sampled_from(["migrate to laptop", "migrate to server"])
 
