@@ -7,9 +7,11 @@ from typing import Any, Literal
 from prefect import flow
 
 from tasks.choices import only_agent
+from tasks.choose_mode import choose_mode
 from tasks.find_home import find_home
 from tasks.pause_agent import pause_agent
 from tasks.resume_agent import resume_agent
+from tasks.snapshot_held import snapshot_held
 from tasks.step import hold, run_name
 from tasks.take_snapshot import take_snapshot
 
@@ -21,14 +23,17 @@ from tasks.take_snapshot import take_snapshot
     result_serializer="json",
 )
 def snapshot_agent(
-    agent: str | None = None, mode: Literal["stop", "live"] = "stop"
+    agent: str | None = None,
+    mode: Literal["stop", "freeze", "hook", "live"] | None = None,
 ) -> dict[str, Any]:
     """Take a snapshot of an agent's volumes.
 
     Args:
         agent: The agent's name; may be left out when there is only one.
-        mode: `stop` stops the agent for the moment in which the last changes are read,
-            and is consistent; `live` never stops it, and is not of one point in time.
+        mode: What the agent's spec says when it is left out. In the moment in which the
+            last changes are read, `stop` stops the agent, `freeze` suspends it and
+            `hook` runs the spec's commands before and after; `live` does nothing, and
+            is not of one point in time.
     """
     agent = agent or only_agent()
     with hold(agent, "snapshot") as operation:
@@ -36,15 +41,27 @@ def snapshot_agent(
         running = resume_agent(agent, operation, home) == "running"
         if not running:
             taken = take_snapshot(agent, operation, home, "stopped", "asked for")
-        elif mode == "live":
-            taken = take_snapshot(agent, operation, home, "live", "asked for")
         else:
-            taken = _stop_and_snapshot(agent, operation, home)
+            chosen = choose_mode(agent, operation, mode)
+            taken = _snapshot_running(agent, operation, home, chosen)
     return {"agent": agent, "target": home, **taken}
 
 
+def _snapshot_running(
+    agent: str,
+    operation: str,
+    home: str,
+    mode: Literal["stop", "freeze", "hook", "live"],
+) -> dict[str, Any]:
+    if mode == "live":
+        return take_snapshot(agent, operation, home, "live", "asked for")
+    take_snapshot(agent, operation, home, "live", "pre-copy")  # shortens what follows
+    if mode == "stop":
+        return _stop_and_snapshot(agent, operation, home)
+    return snapshot_held(agent, operation, home, mode)
+
+
 def _stop_and_snapshot(agent: str, operation: str, home: str) -> dict[str, Any]:
-    take_snapshot(agent, operation, home, "live", "pre-copy")  # shortens the stop
     try:
         pause_agent(agent, operation, home)
         return take_snapshot(agent, operation, home, "stopped", "asked for")

@@ -188,6 +188,30 @@ class Security(_Model):
     tmpfs: list[AbsolutePath] = Field(default_factory=lambda: ["/tmp"])  # noqa: S108
 
 
+class SnapshotRule(_Model):
+    """How the agent is held still while a snapshot of it is taken."""
+
+    mode: Literal["stop", "freeze", "hook", "live"] = "stop"
+    """`stop` and start it, `freeze` its processes, run the `before` and `after`
+    commands, or `live`: not of one point in time."""
+    before: list[str] = Field(default_factory=list)
+    """For `hook`: makes what is on disk whole, and keeps it so."""
+    after: list[str] = Field(default_factory=list)
+    """For `hook`: lets it go on. It is always run, perhaps twice."""
+    timeout: Seconds = 60.0
+    """How long it may be frozen, and how long each command may take."""
+
+    @model_validator(mode="after")
+    def _hooks(self) -> Self:
+        if (self.mode == "hook") != bool(self.before):
+            msg = "mode hook and the before command go together"
+            raise ValueError(msg)
+        if self.after and not self.before:
+            msg = "after needs before"
+            raise ValueError(msg)
+        return self
+
+
 class HostRun(_Model):
     """How the agent runs as a plain process on a host target."""
 
@@ -216,6 +240,7 @@ class AgentSpec(_Model):
     health: Health | None = None
     resources: Resources = Resources()
     stop_timeout: Seconds = 30.0
+    snapshot: SnapshotRule = SnapshotRule()
     security: Security = Security()
     host: HostRun | None = None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,6 +15,8 @@ from lobstertrap.cli.text import age, size
 if TYPE_CHECKING:
     from lobstertrap.repository import Snapshot
 
+Mode = Literal["stop", "freeze", "hook", "live"]
+
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the program."""
@@ -25,21 +27,31 @@ def register(app: typer.Typer) -> None:
 def snapshot(
     context: typer.Context,
     agent: Agent,
+    mode: Annotated[
+        Mode | None,
+        typer.Option(
+            help="How it is held still; its spec's choice by default.",
+            show_default=False,
+        ),
+    ] = None,
     live: Annotated[
         bool,
-        typer.Option("--live", help="Do not stop it: not of one point in time."),
+        typer.Option("--live", help="As --mode live: not of one point in time."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Take an encrypted snapshot of an agent's volumes.
 
-    The agent is stopped for the moment in which its last changes are read.
+    For the moment in which its last changes are read, the agent is stopped, frozen, or
+    held still by its own hooks.
     """
     from lobstertrap.cli.flow_runs import check_first, run_flow  # noqa: PLC0415
 
     check_first(agent)
-    mode = "live" if live else "stop"
-    result = run_flow(context, "snapshot_agent", agent=agent, mode=mode)
+    if live and mode not in (None, "live"):
+        raise typer.BadParameter(f"not with --mode {mode}", param_hint="'--live'")
+    chosen = "live" if live else mode
+    result = run_flow(context, "snapshot_agent", agent=agent, mode=chosen)
     print_result(result, as_json=as_json)
 
 
@@ -131,7 +143,8 @@ def _as_object(snapshot: Snapshot) -> dict[str, Any]:
 
 def _as_row(snapshot: Snapshot, now: float) -> list[str]:
     purpose = snapshot.tags.get("purpose")
-    notes: list[str] = [snapshot.consistency, *([purpose] if purpose else [])]
+    held = snapshot.tags.get("consistency", snapshot.consistency)
+    notes: list[str] = [held, *([purpose] if purpose else [])]
     notes += [f"{len(snapshot.warnings)} warnings"] if snapshot.warnings else []
     return [
         snapshot.short_id,

@@ -15,7 +15,7 @@ Guarantees, checked by tests/contract/test_targets.py on every implementation:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -162,3 +162,33 @@ class ImageTransfer(Protocol):
 
     def has_image(self, image: str) -> bool:
         """Say whether the image with this identity is here."""
+
+
+@runtime_checkable
+class Freezer(Protocol):
+    """Optional: a target that can suspend an agent for the moment of a snapshot."""
+
+    def freeze(self, agent: AgentSpec) -> None:
+        """Suspend every process of the agent; returns when none of them runs.
+
+        Whatever becomes of who asked, it goes on after `agent.snapshot.timeout` seconds
+        at the latest. Raises `Refused` when that cannot be promised here, `NotFound`
+        when nothing runs.
+        """
+
+    def thaw(self, agent: AgentSpec) -> bool:
+        """Let it go on; says whether it was suspended until now. Absent is no error."""
+
+
+@runtime_checkable
+class CommandRunner(Protocol):
+    """Optional: a target that runs a command where the agent runs."""
+
+    def run_command(
+        self, agent: AgentSpec, command: Sequence[str], *, seconds: float
+    ) -> tuple[int, str]:
+        """Run it beside the agent, as its user; return exit status and output.
+
+        Raises `NotFound` when the agent does not run, `TimedOut` when the command did
+        not end in time.
+        """

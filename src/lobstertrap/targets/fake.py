@@ -13,7 +13,7 @@ import shutil
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -61,6 +61,10 @@ class FakePlace:
     epochs: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     turns: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     """The fences by agent."""
+    frozen: set[str] = field(default_factory=set)
+    """Agents that are suspended."""
+    commands: list[list[str]] = field(default_factory=list)
+    """What was run beside agents, oldest first."""
     unhealthy: dict[str, str] = field(default_factory=dict)
     failures: dict[str, list[Exception]] = field(
         default_factory=lambda: defaultdict(list)
@@ -286,6 +290,35 @@ class FakeTarget:
             epochs, turns = self.place.epochs, self.place.turns
             epochs[agent.name] = max(epochs[agent.name], epoch)
             turns[agent.name] = max(turns[agent.name], turn)
+
+    def freeze(self, agent: AgentSpec) -> None:
+        """Remember it as suspended."""
+        self._maybe_fail("freeze")
+        self._require_running(agent)
+        self.place.frozen.add(agent.name)
+        self._maybe_fail("after:freeze")
+
+    def thaw(self, agent: AgentSpec) -> bool:
+        """Let it go on."""
+        self._maybe_fail("thaw")
+        frozen = agent.name in self.place.frozen
+        self.place.frozen.discard(agent.name)
+        return frozen
+
+    def run_command(
+        self, agent: AgentSpec, command: Sequence[str], *, seconds: float
+    ) -> tuple[int, str]:
+        """Remember the command; `false` fails, as everywhere."""
+        del seconds
+        self._maybe_fail("run_command")
+        self._require_running(agent)
+        self.place.commands.append([*command])
+        return int(command[0] == "false"), ""
+
+    def _require_running(self, agent: AgentSpec) -> None:
+        found = self.place.instances.get(agent.name)
+        if found is None or not found.running:
+            raise NotFound(f"{self._about(agent)} it does not run")
 
     def logs(
         self, agent: AgentSpec, *, follow: bool = False, lines: int | None = None

@@ -35,9 +35,10 @@ from lobstertrap.errors import (
 from lobstertrap.job import MoverJob, OnProgress
 from lobstertrap.targets.base import AgentStatus, Secrets, TargetInfo
 from lobstertrap.targets.host_fence import EpochFence
+from lobstertrap.targets.host_freeze import freeze, thaw
 from lobstertrap.targets.host_instance import ENDED, Instance
 from lobstertrap.targets.host_launch import HostLaunch
-from lobstertrap.targets.host_status import read_status
+from lobstertrap.targets.host_status import read_status, run_beside
 from lobstertrap.targets.mover_child import run_mover_child
 
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -224,6 +225,26 @@ class HostTarget:
         """
         with self._translated(self._about(agent)):
             self._fence(agent).raise_to(epoch=epoch, turn=turn)
+
+    def freeze(self, agent: AgentSpec) -> None:
+        """Let the supervisor suspend the agent's processes; see base.py."""
+        about = self._about(agent)
+        with self._translated(about):
+            freeze(self._instance(agent), about)
+
+    def thaw(self, agent: AgentSpec) -> bool:
+        """Let the supervisor wake them; see base.py."""
+        about = self._about(agent)
+        with self._translated(about):
+            return thaw(self._instance(agent), about)
+
+    def run_command(
+        self, agent: AgentSpec, command: Sequence[str], *, seconds: float
+    ) -> tuple[int, str]:
+        """Run a command as the agent is run, without its secrets; see base.py."""
+        plan = self._plan(agent)
+        with self._translated(plan.about):
+            return run_beside(plan, command, seconds)
 
     def logs(
         self, agent: AgentSpec, *, follow: bool = False, lines: int | None = None

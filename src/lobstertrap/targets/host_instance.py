@@ -120,6 +120,16 @@ class Instance:
         else:
             self._signal_marked(number)
 
+    def ask_supervisor(self, number: int) -> bool:
+        """Send a signal that means something to the supervisor alone, if known."""
+        state = self.state() or {}
+        pid, start = state.get("supervisor_pid"), state.get("supervisor_start")
+        table = supervisor.process_table()
+        if pid not in table or table[pid][2] != start:
+            return False
+        _send(pid, number, lambda: supervisor.process_table()[pid][2] == start)
+        return True
+
     def end_leftovers(self, grace: float) -> None:
         """End the processes without a supervisor; raises `TimedOut` when one stays."""
         for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, 10.0)):

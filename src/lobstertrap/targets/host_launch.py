@@ -117,6 +117,7 @@ class HostLaunch:
             "state_path": str(self.instance.state_path),
             "log_path": str(self.instance.log),
             "stop_timeout": self.agent.stop_timeout,
+            "freeze_seconds": self.agent.snapshot.timeout,
             "state": {
                 "version": 1,
                 "phase": "starting",

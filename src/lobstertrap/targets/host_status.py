@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lobstertrap.errors import TimedOut
+from lobstertrap.errors import NotFound, TimedOut
 from lobstertrap.redaction import redactor
 from lobstertrap.targets.base import AgentStatus
 from lobstertrap.targets.health import probe
@@ -63,6 +63,17 @@ def _observe(instance: Instance) -> tuple[bool, dict[str, Any] | None]:
     return held, state
 
 
+def run_beside(
+    plan: HostLaunch, command: Sequence[str], seconds: float
+) -> tuple[int, str]:
+    """Run a command as the agent is run, with its environment but its secrets."""
+    held, state = _observe(plan.instance)
+    if not held or (state or {}).get("phase") != "running":
+        raise NotFound(f"{plan.about} it does not run")
+    ports = (state or {}).get("ports", {})
+    return _run(command, plan.environment(ports), plan.instance.home, seconds)
+
+
 def _probe(plan: HostLaunch, addresses: Mapping[str, str]) -> tuple[bool | None, str]:
     if plan.agent.health is None:
         return None, ""
@@ -94,7 +105,7 @@ def _run(
         try:
             output, _ = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
-            message = f"the health command took longer than {timeout:g} s"
+            message = f"the command took longer than {timeout:g} s"
             raise TimedOut(message) from None
         finally:
             with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -28,11 +28,13 @@ from lobstertrap.targets.podman_api import PodmanApi, frames, lines
 from lobstertrap.targets.podman_container_mover import ContainerMover
 from lobstertrap.targets.podman_facts import EngineFacts
 from lobstertrap.targets.podman_fence import PodmanFence
+from lobstertrap.targets.podman_freeze import Guard, pause, unpause
 from lobstertrap.targets.podman_images import Images
 from lobstertrap.targets.podman_mover import Movers
 from lobstertrap.targets.podman_secrets import BoundSecrets
 from lobstertrap.targets.podman_status import (
     agent_status,
+    execute,
     is_running,
     is_settled,
     never_started,
@@ -65,6 +67,8 @@ class PodmanTarget:
     ) -> None:
         self._name = name
         self._build_args = dict(build_args)
+        self._identity = identity
+        self._guard: Guard | None = None
         self._api = PodmanApi(name, url, identity=identity)
         self._secrets = BoundSecrets(api=self._api, target=name)
         self._images = Images(api=self._api, target=name, build_args=self._build_args)
@@ -212,6 +216,44 @@ class PodmanTarget:
                 found = self._container(agent)
                 if found is not None and never_started(found):
                     raise
+
+    def freeze(self, agent: AgentSpec) -> None:
+        """Pause the container, guarded. See `Freezer`."""
+        name = self._require_running(agent)
+        seconds = agent.snapshot.timeout
+        guard = Guard(self._api.url, self._identity, name, seconds)
+        try:
+            pause(self._api, name, f"target '{self._name}': agent '{agent.name}':")
+        except BaseException:
+            guard.dismiss(done=False)  # the answer may be what was lost
+            raise
+        self._guard = guard
+
+    def thaw(self, agent: AgentSpec) -> bool:
+        """Let the container go on; the guard does it if this fails. See `Freezer`."""
+        guard, self._guard = self._guard, None
+        done = False
+        try:
+            found = self._container(agent)
+            paused = found is not None and unpause(self._api, found["Id"])
+            done = True
+        finally:
+            if guard is not None:
+                guard.dismiss(done=done)
+        return paused
+
+    def run_command(
+        self, agent: AgentSpec, command: Sequence[str], *, seconds: float
+    ) -> tuple[int, str]:
+        """Run a command in the container. See `CommandRunner`."""
+        self._require_running(agent)
+        return execute(self._api, agent, command, seconds)
+
+    def _require_running(self, agent: AgentSpec) -> str:
+        found = self._container(agent)
+        if found is None or not is_running(found):
+            raise NotFound(f"agent '{agent.name}' does not run on '{self._name}'")
+        return spec.container_name(agent)
 
     def logs(
         self, agent: AgentSpec, *, follow: bool = False, lines: int | None = None

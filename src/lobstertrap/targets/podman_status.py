@@ -123,7 +123,7 @@ def _probe(
         return True, ""
 
     def run(command: Sequence[str], seconds: float) -> tuple[int, str]:
-        return _execute(api, agent, command, seconds)
+        return execute(api, agent, command, seconds)
 
     if health.http is not None and not _is_here(found):
         return _probe_inside(api, agent, health.http, health.timeout)
@@ -154,7 +154,7 @@ def _probe_inside(
         ["wget", "-q", "-O", "/dev/null", "-T", limit, url],
     ):
         try:
-            status, said = _execute(api, agent, command, seconds + 5)
+            status, said = execute(api, agent, command, seconds + 5)
         except LobsterTrapError as error:
             if "executable file" in error.message or "not found" in error.message:
                 continue
@@ -165,7 +165,7 @@ def _probe_inside(
     return False, "no python3, curl or wget in the image to probe it with"
 
 
-def _execute(
+def execute(
     api: PodmanApi, agent: AgentSpec, command: Sequence[str], seconds: float
 ) -> tuple[int, str]:
     """Run a command in the agent's container; return its status and output."""

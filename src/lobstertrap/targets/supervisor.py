@@ -9,6 +9,8 @@ argument or a file), answers one JSON line, and lives on as a daemon:
 - it is the subreaper of everything that the agent starts, so nothing escapes it, and
   it lets go of the lock only when nothing is left;
 - the agent dies with it (PR_SET_PDEATHSIG) should somebody kill it with SIGKILL;
+- SIGUSR1 freezes the agent's processes, SIGUSR2 lets them go on; nobody has to: they go
+  on by themselves after a while, or when the agent is to stop;
 - an agent that crashes is started again a few times; after a reboot nothing starts.
 
 Its state file says what it did. Only the lock says whether it runs.
@@ -37,6 +39,7 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _STEADY_SECONDS = 60.0  # running so long, an agent's earlier crashes are forgotten
 _SEVERAL = 65536
+_FREEZE_LOOKS = 200
 
 
 def process_table() -> dict[int, tuple[int, str, int]]:
@@ -104,6 +107,8 @@ class Supervisor:
         self._agent = 0
         self._ended: int | None = None  # exit status, negative for a signal
         self._stopping = False
+        self._freeze_wanted = False
+        self._frozen_until: float | None = None
         self._output, self._agent_output = os.pipe()
         os.set_blocking(self._output, False)
         self._wakeup, waker = os.pipe()
@@ -113,11 +118,19 @@ class Supervisor:
         for ignored in (signal.SIGHUP, signal.SIGINT, signal.SIGCHLD):
             signal.signal(ignored, lambda *_: None)
         signal.signal(signal.SIGTERM, self._on_stop)
+        signal.signal(signal.SIGUSR1, self._on_freeze)
+        signal.signal(signal.SIGUSR2, self._on_thaw)
         signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
         prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
     def _on_stop(self, *_: object) -> None:
         self._stopping = True
+
+    def _on_freeze(self, *_: object) -> None:
+        self._freeze_wanted = True
+
+    def _on_thaw(self, *_: object) -> None:
+        self._freeze_wanted = False
 
     def save(self, **changes: Any) -> None:
         """Record what happened; a full disk is no reason to leave the agent alone."""
@@ -183,16 +196,47 @@ class Supervisor:
         """Wait for the agent; pass a stop on, first kindly and then by force."""
         deadline: float | None = None
         while self._ended is None:
+            self._freeze_or_thaw()
             if self._stopping and deadline is None:
                 self._signal_group(signal.SIGTERM)
                 deadline = time.monotonic() + self._request["stop_timeout"]
             if deadline is not None and time.monotonic() >= deadline:
                 self._signal_group(signal.SIGKILL)
                 deadline = time.monotonic() + 1
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            self._wait(left)
+            ends = [at for at in (deadline, self._frozen_until) if at is not None]
+            self._wait(max(0.0, min(ends) - time.monotonic()) if ends else None)
             self._reap()
+        self._frozen_until, self._freeze_wanted = None, False
         return self._ended
+
+    def _freeze_or_thaw(self) -> None:
+        """Do what was asked for last; what is frozen for too long goes on by itself."""
+        now = time.monotonic()
+        if self._stopping or now >= (self._frozen_until or now + 1):
+            self._freeze_wanted = False
+        if self._freeze_wanted and self._frozen_until is None:
+            self._frozen_until = now + self._request["freeze_seconds"]
+            self._stop_all()
+            self.save(frozen=True)
+        elif not self._freeze_wanted and self._frozen_until is not None:
+            self._frozen_until = None
+            for pid in descendants(os.getpid()):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGCONT)
+            self.save(frozen=False)
+
+    @staticmethod
+    def _stop_all() -> None:
+        """Suspend everything below; again while there are new ones or still running."""
+        for _ in range(_FREEZE_LOOKS):
+            for pid in descendants(os.getpid()):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGSTOP)
+            table = process_table()
+            states = [table[pid][1] for pid in descendants(os.getpid()) if pid in table]
+            if all(state in "TtZX" for state in states):
+                return
+            time.sleep(0.005)
 
     def _pause(self, seconds: float) -> bool:
         """Sleep, and say whether a stop came meanwhile."""
@@ -257,7 +301,7 @@ def main() -> None:
         os._exit(0)
     supervisor = Supervisor(request)
     started = process_table()[os.getpid()][2]
-    supervisor.save(supervisor_pid=os.getpid(), supervisor_start=started)
+    supervisor.save(supervisor_pid=os.getpid(), supervisor_start=started, frozen=False)
     try:
         supervisor.start()
     except (OSError, ValueError) as error:
