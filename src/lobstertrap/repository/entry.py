@@ -71,6 +71,8 @@ def decode_page(page: bytes) -> tuple[tuple[Row, ...], tuple[Content, ...]]:
             raise ValueError
         if not all(type(row[PATH]) is bytes for row in rows):
             raise TypeError
+        if not all(type(item) is bytes or _are_ids(item) for item in contents):
+            raise TypeError
     except (
         ValueError,
         TypeError,
@@ -81,6 +83,12 @@ def decode_page(page: bytes) -> tuple[tuple[Row, ...], tuple[Content, ...]]:
     ):
         raise IntegrityError("an entry page is damaged") from None
     return rows, contents
+
+
+def _are_ids(content: object) -> bool:
+    return type(content) is tuple and all(
+        type(page_id) is bytes and len(page_id) == ID_SIZE for page_id in content
+    )
 
 
 def check_row(row: Row) -> None:

@@ -6,7 +6,7 @@ import os
 
 from lobstertrap.repository.attributes import Attributes
 from lobstertrap.repository.directories import Directory, temporary_name
-from lobstertrap.repository.entry import SIZE, Row
+from lobstertrap.repository.entry import PATH, SIZE, Row
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -27,7 +27,11 @@ class Target:
         """Make the file at its full size: what is not written is a hole."""
         self.temporary = new_name(self)
         self.handle = os.open(self.temporary, _NEW, 0o600, dir_fd=self.directory.handle)
-        os.ftruncate(self.handle, self.row[SIZE])
+        try:
+            os.ftruncate(self.handle, self.row[SIZE])
+        except OSError as error:
+            error.filename = self.row[PATH]
+            raise
 
     def write(self, data: memoryview, offset: int) -> None:
         """Write a piece; pieces may come in any order and from several threads."""

@@ -28,6 +28,8 @@ Raw = bytes
 
 _NAME = re.compile(r"(\d{14})\.([0-9a-f]{8})\.([0-9a-f]{32})")
 _LENGTH = struct.Struct("<I")
+_LAST_SECOND = 253402300800
+"""Where calendars end: the year 10000."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +185,7 @@ def _snapshot(body: Mapping[str, Any]) -> Snapshot:
     return Snapshot(
         id=_fixed(body["id"], ID_SIZE).hex(),
         agent=_text(body["agent"]),
-        created_at=float(body["created_at"]),
+        created_at=_time(body["created_at"]),
         tree_digest=_fixed(body["tree_digest"], 32).hex(),
         status=cast("Status", status),
         warnings=tuple(_text(w) for w in body["warnings"]),
@@ -212,6 +214,12 @@ def _fixed(value: object, size: int) -> bytes:
     if not isinstance(value, bytes) or len(value) != size:
         raise ValueError
     return value
+
+
+def _time(value: float) -> float:
+    if not 0 <= float(value) < _LAST_SECOND:
+        raise ValueError
+    return float(value)
 
 
 def _text(value: object) -> str:
