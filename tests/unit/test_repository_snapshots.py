@@ -264,15 +264,19 @@ def test_the_cache_does_not_grow_for_ever(
     assert len(kept) == 2  # the last, and the one before: gone since
 
 
+@pytest.mark.parametrize("cache", ["cache", None])
 def test_what_landed_here_is_not_read_again(
-    repo: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    repo: Repository,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cache: str | None,
 ) -> None:
     root, out = tmp_path / "in", tmp_path / "out"
     make_everything(root)
-    repo.use_cache(tmp_path / "cache")
+    repo.use_cache(tmp_path / cache if cache else None)
     bring_back(repo, snap(repo, root), out, now=later)
     (root / "small.txt").write_text("A")
-    second = snap(repo, root, cache_dir=tmp_path / "cache")
+    second = snap(repo, root)
     stamp = (out / "secret").stat().st_mtime_ns
     (out / "secret").write_text("y")  # somebody was here, and hid it
     os.utime(out / "secret", ns=(stamp, stamp))
@@ -285,12 +289,28 @@ def test_what_landed_here_is_not_read_again(
 
     bring_back(repo, second, out, now=later)
     files = {f.path for f in read if st.S_ISREG(f.stat.st_mode)}
-    third = snap(repo, out, cache_dir=tmp_path / "cache")
+    third = snap(repo, out)
 
     assert describe(out) == describe(root)
     linked = {b"state/a/second name", b"state/first name", b"state/third name"}
     assert files == {b"state/small.txt", b"state/secret"} | linked
     assert third.tree_digest == second.tree_digest
+    assert third.uploaded_bytes < 30_000
+
+
+@pytest.mark.parametrize("damage", [b"", b"?" * 20, b"?" * 200])
+def test_a_damaged_landing_only_costs_time(
+    repo: Repository, tmp_path: Path, damage: bytes
+) -> None:
+    make_everything(tmp_path / "in")
+    snapshot = snap(repo, tmp_path / "in")
+    bring_back(repo, snapshot, tmp_path / "out", now=later)
+    (landing,) = repo.store.list("repository/landings/")
+    repo.store.put(landing.key, damage)
+
+    bring_back(repo, snapshot, tmp_path / "out", now=later)
+
+    assert repo.store.get(landing.key).data != damage
 
 
 def test_excluded_files_do_not_travel_and_are_not_deleted(

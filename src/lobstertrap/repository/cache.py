@@ -10,10 +10,12 @@ import secrets
 from collections.abc import Collection
 from pathlib import Path
 
-from lobstertrap.repository.format import PREFIX
+from lobstertrap.repository.format import INDEX_PREFIX, PACK_PREFIX, SNAPSHOT_PREFIX
 
 CROWDED = 512
-_STORED = PREFIX.replace("/", "_")
+_STORED = tuple(
+    p.replace("/", "_") for p in (INDEX_PREFIX, PACK_PREFIX, SNAPSHOT_PREFIX)
+)
 
 
 class ObjectCache:
