@@ -85,18 +85,24 @@ _held: dict[str, AgentHandle] = {}
 @contextmanager
 def hold(agent: str, kind: str) -> Iterator[str]:
     """Hold the agent for one flow run, and give the operation's id to its steps."""
+    with watched(), load_config().hold(agent, kind) as handle:
+        operation = handle.lease.operation_id
+        _held[operation] = handle
+        try:
+            yield operation
+        finally:
+            del _held[operation]
+
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """Let a flow run's log show what its steps do, no secret, and what to do next."""
     log.setLevel(logging.INFO)
     redactor.watch_loggers(
         "lobstertrap.steps", "prefect.flow_runs", "prefect.task_runs", "lobstertrap"
     )
     try:
-        with load_config().hold(agent, kind) as handle:
-            operation = handle.lease.operation_id
-            _held[operation] = handle
-            try:
-                yield operation
-            finally:
-                del _held[operation]
+        yield
     except LobsterTrapError as error:
         if error.hint:  # Prefect shows the message, and nothing else of an error
             get_run_logger().error("what to do: %s", error.hint)

@@ -17,6 +17,7 @@ from prefect.plugins import HookContext, register_hook
 DEPLOYMENTS = {
     "launch-agent": "default",
     "migrate-agent": "default",
+    "migrate-fleet": "default",
     "restore-agent": "default",
     "snapshot-agent": "scheduled",
 }

@@ -1,4 +1,4 @@
-"""From target to target: `migrate`."""
+"""From target to target: `migrate` and `drain`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from typing import Annotated
 
 import typer
 
-from lobstertrap.cli.output import AsJson, print_result
-from lobstertrap.cli.running import Agent
+from lobstertrap.cli.output import AsJson, print_json, print_result, print_table
+from lobstertrap.cli.running import Agent, load_config
+from lobstertrap.cli.text import duration
 
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the program."""
-    app.command()(migrate)
+    for command in (migrate, drain):
+        app.command()(command)
 
 
 def migrate(
@@ -40,3 +42,38 @@ def migrate(
     print_result(result, as_json=as_json)
     if abort and not as_json and not result.get("rolled_back_to"):
         typer.echo("no migration was open", err=True)
+
+
+def drain(
+    context: typer.Context,
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="The target to be emptied.")
+    ],
+    to: Annotated[
+        str, typer.Option("--to", metavar="TARGET", help="The new home of them all.")
+    ],
+    parallel: Annotated[
+        int, typer.Option("--parallel", min=1, help="How many at the same time.")
+    ] = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Move every agent that lives on a target to another one.
+
+    One that cannot be moved stays where it is, running, and stops no other; the same
+    command goes on with those that are left.
+    """
+    from lobstertrap.cli.flow_runs import run_flow  # noqa: PLC0415 - not for --help
+
+    config = load_config()
+    for name in (target, to):
+        config.require_target(name)
+    asked = {"source": target, "to": to, "parallel": parallel}
+    result = run_flow(context, "migrate_fleet", **asked)
+    if as_json:
+        print_json(result)
+        return
+    rows = [
+        (row["agent"], "moved", duration(row["downtime_seconds"] or 0.0))
+        for row in result["agents"]
+    ]
+    print_table(["agent", "outcome", "downtime"], rows)
