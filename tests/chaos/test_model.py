@@ -14,7 +14,6 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
-    precondition,
     rule,
 )
 
@@ -71,54 +70,33 @@ class Operations(RuleBasedStateMachine):
         self.who = operators(self.world, "ada's", "bob's")
         commands.launch(Process(self.world), "laptop")
 
-    @rule(who=WHO, name=MIGRATE | st.sampled_from(sorted(COMMANDS)))
-    def begin(self, who: int, name: str) -> None:
-        """Let somebody who is idle begin a command."""
-        if not self.who[who].busy:
-            self.who[who].suspended = False
-            self.who[who].start(COMMANDS[name])
+    @rule(
+        who=WHO,
+        name=MIGRATE | st.sampled_from(sorted(COMMANDS)),
+        effects=st.integers(0, 90),
+        then=st.sampled_from(["wait", "die", "sleep", "end"]) | FAULTS,
+    )
+    def act(self, who: int, name: str, effects: int, then: str | Fault) -> None:
+        """Let somebody begin a command, or go on with it, until something happens."""
+        operator = self.who[who]
+        operator.suspended = False
+        if not operator.busy:
+            operator.start(COMMANDS[name])
+        if not operator.advance(effects):
+            return
+        if then == "die":
+            operator.kill()
+        elif then == "sleep":
+            operator.suspended = True
+        elif then != "wait":
+            operator.next_fault = then if isinstance(then, Fault) else None
+            operator.finish()
 
-    def _busy(self) -> bool:
-        return any(operator.busy for operator in self.who)
+    @rule(where=st.sampled_from(TARGETS), healthy=st.booleans())
+    def fall_ill(self, where: str, healthy: bool) -> None:
+        """Make the agent unhealthy there, or well again."""
+        self.world.places[where].healthy = healthy
 
-    @precondition(_busy)
-    @rule(who=WHO, effects=st.integers(1, 60))
-    def go_on(self, who: int, effects: int) -> None:
-        """Let somebody make some effects."""
-        if not self.who[who].suspended:
-            self.who[who].advance(effects)
-
-    @precondition(_busy)
-    @rule(who=WHO)
-    def kill(self, who: int) -> None:
-        """Kill somebody in the middle."""
-        if self.who[who].busy:
-            self.who[who].kill()
-
-    @precondition(_busy)
-    @rule(who=WHO)
-    def suspend(self, who: int) -> None:
-        """Let somebody sleep, and not renew."""
-        self.who[who].suspended = True
-
-    @precondition(lambda self: any(operator.suspended for operator in self.who))
-    @rule(who=WHO)
-    def wake(self, who: int) -> None:
-        """Wake somebody."""
-        self.who[who].suspended = False
-
-    @precondition(_busy)
-    @rule(who=WHO, fault=FAULTS)
-    def strike(self, who: int, fault: Fault) -> None:
-        """Let the next effect fail."""
-        self.who[who].next_fault = fault
-
-    @rule(where=st.sampled_from(TARGETS))
-    def fall_ill(self, where: str) -> None:
-        """Make the agent unhealthy there."""
-        self.world.places[where].healthy = False
-
-    @rule()
     def recover(self) -> None:
         """Make it healthy everywhere."""
         for place in self.world.places.values():
@@ -175,8 +153,8 @@ def assert_settled(world: World) -> None:
 
 TestOperations = Operations.TestCase
 TestOperations.settings = settings(
-    max_examples=80,
-    stateful_step_count=30,
+    max_examples=150,
+    stateful_step_count=12,
     deadline=None,
     database=None,
     derandomize=True,
