@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from lobstertrap.repository.chunker import WHOLE, Chunker
-from lobstertrap.repository.digest import ContentDigest, content_digest
+from lobstertrap.repository.chunker import Chunker
+from lobstertrap.repository.digest import ContentDigest
 from lobstertrap.repository.entry import (
     BLOCK_DEVICE,
     CHARACTER_DEVICE,
@@ -138,9 +138,6 @@ def read_large(
 def digest_file(handle: int, status: os.stat_result, buffer: memoryview) -> Part:
     """Return size and content digest of an open file, holes not read."""
     size = status.st_size
-    if size <= WHOLE:
-        data = read_small(handle, size)
-        return Part(len(data), content_digest(data))
     digest = ContentDigest()
     sparse = status.st_blocks * 512 < size
     position = 0

@@ -7,7 +7,10 @@ import stat as st
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from blake3 import blake3
+
 from lobstertrap.errors import IntegrityError
+from lobstertrap.repository.chunker import WHOLE
 from lobstertrap.repository.digest import tree_digest_of
 from lobstertrap.repository.entry import FILE, HARD_LINK, Row, shown
 from lobstertrap.repository.exclude import Exclude
@@ -23,6 +26,7 @@ from lobstertrap.repository.source import (
     common_fields,
     digest_file,
     open_file,
+    read_small,
     special_row,
 )
 
@@ -84,16 +88,21 @@ def _file_row(found: Found, owners: Owners, buffer: memoryview) -> Row:
     handle = open_file(found)
     if handle < 0:
         _vanished(found.path)
-
+    size = found.stat.st_size
     try:
-        reading = digest_file(handle, found.stat, buffer)
+        if size <= WHOLE:  # most files: no buffer, no extents
+            data = read_small(handle, size)
+            length, digest = len(data), blake3(data).digest()
+        else:
+            part = digest_file(handle, found.stat, buffer)
+            length, digest = part.size, part.digest
         xattrs = read_xattrs(handle)
     finally:
         os.close(handle)
-    if reading.size != found.stat.st_size:
+    if length != size:
         raise IntegrityError(f"{shown(found.path)} changed while it was read")
     common = common_fields(found, FILE, owners, xattrs, found.stat)
-    return (*common, reading.size, reading.digest)
+    return (*common, size, digest)
 
 
 def _vanished(path: bytes) -> None:
