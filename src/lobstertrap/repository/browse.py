@@ -6,11 +6,11 @@ import fnmatch
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 
 from blake3 import blake3
 
 from lobstertrap.errors import IntegrityError, InvalidInput, NotFound
+from lobstertrap.repository.blame import blaming
 from lobstertrap.repository.blobs import BlobReader
 from lobstertrap.repository.digest import ContentDigest, ends_group, group_digest
 from lobstertrap.repository.entry import (
@@ -86,7 +86,7 @@ class Tree:
 
         Raises `IntegrityError` at the end when it is not the snapshot's.
         """
-        with self._naming():
+        with blaming(self.snapshot):
             tree, group = blake3(), list[Row]()
             for known in checked(read_entries(self._blobs, self.snapshot.branches)):
                 group.append(known.row)
@@ -145,7 +145,7 @@ class Tree:
         Every chunk is proven before it is given out, the whole file after the last.
         """
         row, digest = known.row, ContentDigest()
-        with self._naming(row[PATH]):
+        with blaming(self.snapshot, row[PATH]):
             for chunk_id, length in self.items(known):
                 if chunk_id == HOLE:
                     digest.zeros(length)
@@ -159,7 +159,7 @@ class Tree:
 
     def items(self, known: Known) -> Iterator[tuple[bytes, int]]:
         """Yield (chunk id, length) of a file's entry; the zero id is a hole."""
-        with self._naming(known.row[PATH]):
+        with blaming(self.snapshot, known.row[PATH]):
             if known.content is None:
                 raise InvalidInput(f"it is a {KINDS[known.row[TYPE]]}")
             yield from read_content(self._blobs, known.row, known.content)
@@ -200,7 +200,7 @@ class Tree:
 
     def _some(self, wanted: _Wanted) -> Iterator[Known]:
         """Yield the entries of the pages that are wanted, each checked."""
-        with self._naming():
+        with blaming(self.snapshot):
             pages = [
                 (page_id, count, walk_key(first))
                 for branch_id, _ in self.snapshot.branches
@@ -232,26 +232,13 @@ class Tree:
         Pages are named by their content: two trees with a page in common have all its
         entries in common.
         """
-        with self._naming():
+        with blaming(self.snapshot):
             return {
                 page_id: count
                 for branch_id, _ in self.snapshot.branches
                 if branch_id not in unless
                 for page_id, _, count, _ in decode_branch(self._blobs.page(branch_id))
             }
-
-    @contextmanager
-    def _naming(self, path: bytes | None = None) -> Iterator[None]:
-        name = f"snapshot {self.snapshot.short_id}"
-        what = name if path is None else f"{shown(path)} of {name}"
-        try:
-            yield
-        except IntegrityError as error:
-            if name in error.message:
-                raise
-            raise IntegrityError(
-                f"{what}: {error.message}", hint=error.hint or "run the check"
-            ) from error
 
 
 class Finder:

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from lobstertrap.errors import IntegrityError
+from lobstertrap.errors import IntegrityError, NotFound
 from lobstertrap.repository.attributes import Attributes
+from lobstertrap.repository.blame import costing
 from lobstertrap.repository.entry import PATH, Content, shown
 from lobstertrap.repository.fetcher import Piece, Window, fetch
 from lobstertrap.repository.format import HOLE
@@ -111,9 +112,14 @@ class Filler:
         return True
 
     def _plan(self, chunk_id: bytes, length: int, target: Target, place: int) -> None:
-        if self._batch.window.add(self._index, chunk_id, target, place) != length:
+        path = target.row[PATH]
+        try:
+            found = self._batch.window.add(self._index, chunk_id, target, place)
+        except IntegrityError as error:
+            raise costing(error, [path]) from error
+        if found != length:
             raise IntegrityError(
-                f"a chunk of {shown(target.row[PATH])} has another length than promised"
+                f"a chunk of {shown(path)} has another length than promised"
             )
 
     def _planned(self, target: Target) -> None:
@@ -154,15 +160,23 @@ class Filler:
     def _write_pack(
         self, pack: PackInfo, wanted: dict[SegmentInfo, list[Piece]]
     ) -> None:
-        for plain, pieces in fetch(
-            self._repo.store, self._repo.keys, pack, wanted, self._count_fetched
-        ):
-            for piece in pieces:
-                data = plain[piece.offset : piece.offset + piece.length]
-                if piece.target.handle < 0:
-                    place_whole(piece.target, data, self._attributes)
-                else:
-                    piece.target.write(data, piece.file_offset)
+        done = 0
+        try:
+            for plain, pieces in fetch(
+                self._repo.store, self._repo.keys, pack, wanted, self._count_fetched
+            ):
+                for piece in pieces:
+                    data = plain[piece.offset : piece.offset + piece.length]
+                    if piece.target.handle < 0:
+                        place_whole(piece.target, data, self._attributes)
+                    else:
+                        piece.target.write(data, piece.file_offset)
+                done += 1
+        except (IntegrityError, NotFound) as error:
+            left = sorted(wanted, key=lambda info: info.number)[done:]
+            hit = left if isinstance(error, NotFound) else left[:1]
+            paths = {p.target.row[PATH] for info in hit for p in wanted[info]}
+            raise costing(error, paths) from error
 
     def _count_fetched(self, count: int) -> None:
         with self._lock:

@@ -11,6 +11,7 @@ from pathlib import Path
 from lobstertrap.errors import IntegrityError, InvalidInput
 from lobstertrap.job import OnProgress, Progress
 from lobstertrap.repository.attributes import Attributes
+from lobstertrap.repository.blame import blaming
 from lobstertrap.repository.entry import FILE, SIZE, TYPE, Row, check_row, shown
 from lobstertrap.repository.exclude import Exclude
 from lobstertrap.repository.landing import load_landing, save_landing
@@ -72,6 +73,7 @@ def restore(
             root.mkdir(parents=True, exist_ok=True)
         handles = open_roots(chosen)
         stack.callback(close_all, handles)
+        stack.enter_context(blaming(snapshot))
         excludes = {v: Exclude(snapshot.excludes.get(v, ())) for v in handles}
         index = repo.load_index()
         rebuild = Rebuild(
