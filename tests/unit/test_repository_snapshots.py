@@ -7,7 +7,7 @@ import socket
 import stat as st
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -583,13 +583,15 @@ def test_restore_undoes_snapshot(
     shutil.rmtree(base)
 
 
-def as_user(uid: int, work: Callable[[], list[str]]) -> list[str]:
+def as_user(
+    uid: int, work: Callable[[], list[str]], groups: Sequence[int] = ()
+) -> list[str]:
     """Run `work` in a forked child under another user; its lines, or its error."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            os.setgroups([])
+            os.setgroups(groups)
             os.setgid(uid)
             os.setuid(uid)
             lines = work()
@@ -634,6 +636,37 @@ def test_a_restore_as_another_user_does_what_it_may_and_says_the_rest_once(
     assert (out / "small.txt").read_bytes() == b"hello\n"
     assert (out / "small.txt").stat().st_uid == 4242
     assert (out / "setuid").stat().st_mode & 0o7777 == 0o4755
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
+def test_a_volume_that_belongs_to_a_group_is_filled_by_its_member(
+    repo: Repository, shared_path: Path
+) -> None:
+    root, out = shared_path / "in", shared_path / "out"
+    (root / "below").mkdir(parents=True)
+    for name in ("file", "below/file"):
+        (root / name).write_text(name)
+    (root / "link").symlink_to("file")
+    for path in (root, *root.rglob("*")):
+        os.chown(path, 1000, 1000, follow_symlinks=False)
+    out.mkdir()  # as Kubernetes prepares a volume with fsGroup
+    os.chown(out, 0, 7777)
+    out.chmod(0o2775)
+    (out / "file").write_text("somebody else's")
+    snapshot = snap(repo, root, owners=Owners(local=(5, 5), canonical=(5, 5)))
+    me = Owners(local=(4242, 4242), canonical=(1000, 1000))
+
+    warnings = as_user(
+        4242,
+        lambda: list(bring_back(repo, snapshot, out, owners=me).warnings),
+        groups=[7777],
+    )
+
+    assert sorted(line.split()[0] for line in warnings) == ["modes", "owners"]
+    for name in ("file", "below", "below/file", "link"):
+        status = (out / name).lstat()
+        assert (status.st_uid, status.st_gid) == (4242, 4242)
+    assert (out / "file").read_text() == "file"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")

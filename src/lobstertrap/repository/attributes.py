@@ -17,6 +17,7 @@ SET_ID_BITS = 0o6000
 OWNERS_LEFT = "owners could not be set as this user: files belong to the invoking user"
 XATTRS_LEFT = "some extended attributes or ACLs could not be set here"
 SET_ID_LEFT = "some setuid or setgid bits could not be set as this user"
+OTHERS_LEFT = "modes or times of directories that belong to others could not be set"
 DEVICES_LEFT = "device files were left out: they can be made only by root"
 
 
@@ -26,7 +27,6 @@ class Attributes:
     def __init__(self, owners: Owners, warnings: Warnings) -> None:
         self._owners = owners
         self._warnings = warnings
-        self._default_owner = (os.geteuid(), os.getegid())
         self._root = os.geteuid() == 0
         self.excused: set[str] = set()
 
@@ -42,7 +42,8 @@ class Attributes:
     def apply_new(self, handle: int, row: Row, mode: int = 0o600) -> None:
         """Set everything on a file that this process has just made with `mode`."""
         owner = self.local_owner(row)
-        if owner != self._default_owner:
+        status = os.fstat(handle)  # in a setgid directory the group is another one
+        if owner != (status.st_uid, status.st_gid):
             self._chown(handle, owner)
         if row[XATTRS]:
             self._set_xattrs(handle, row)
@@ -70,10 +71,18 @@ class Attributes:
             changed = True
         return changed
 
+    def apply_directory(self, handle: int, row: Row) -> None:
+        """Set what differs on a directory, which may belong to somebody else."""
+        try:
+            self.apply_existing(handle, row, os.fstat(handle))
+        except PermissionError:
+            self.excuse(OTHERS_LEFT)
+
     def apply_by_name(self, name: str, parent: int, row: Row, *, link: bool) -> None:
         """Set what can be set on a link, a fifo or a device without opening it."""
         owner = self.local_owner(row)
-        if owner != self._default_owner:
+        status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        if owner != (status.st_uid, status.st_gid):
             try:
                 os.chown(name, *owner, dir_fd=parent, follow_symlinks=False)
             except PermissionError:

@@ -87,7 +87,7 @@ def finish_directories(
     """Set the attributes of directories, deepest first: nothing is made in them now."""
     for row in reversed(rows):
         handle = paths.open(row[PATH])
-        attributes.apply_existing(handle, row, os.fstat(handle))
+        attributes.apply_directory(handle, row)
 
 
 def place_link(

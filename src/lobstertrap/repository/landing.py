@@ -41,6 +41,8 @@ class Landing:
 
     snapshot: Snapshot
     stats: array[int]
+    exact: bool
+    """Nothing was excused: the disk is what the snapshot says, owners and all."""
 
     def entries(self, repo: Repository, index: Index) -> Iterator[Known]:
         """Yield the snapshot's entries with the stats of this place."""
@@ -57,6 +59,8 @@ def save_landing(
     places: Mapping[str, bytes],
     owners: Owners,
     stats: array[int],
+    *,
+    exact: bool,
 ) -> None:
     """Remember a restore that was just verified."""
     if sys.byteorder == "big":
@@ -66,6 +70,7 @@ def save_landing(
             "snapshot": snapshot.id,
             "owners": [owners.local, owners.canonical],
             "stats": stats.tobytes(),
+            "exact": exact,
         }
     )
     header = Header(kind=KIND_LANDING, id=secrets.token_bytes(ID_SIZE))
@@ -101,11 +106,12 @@ def load_landing(
         snapshot = repo.find(body["snapshot"], agent)
         stats = array("q")
         stats.frombytes(body["stats"])
+        exact = bool(body["exact"])
     except (LobsterTrapError, ValueError, TypeError, KeyError, IndexError):
         return None
     if sys.byteorder == "big":
         stats.byteswap()
-    return Landing(snapshot=snapshot, stats=stats)
+    return Landing(snapshot=snapshot, stats=stats, exact=exact)
 
 
 def _stored(repo: Repository, key: str) -> bytes | None:

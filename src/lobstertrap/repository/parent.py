@@ -69,7 +69,7 @@ def find_parent(
     """Return a cursor over the parent; an empty one when there is none."""
     landing = load_landing(repo, agent, places, owners)
     for name in reversed(repo.snapshot_names(agent)[-_LOOK_BACK:]):
-        if landing is not None and name.id == landing.snapshot.id:
+        if landing and landing.exact and name.id == landing.snapshot.id:
             return Parent(landing.entries(repo, index))
         try:
             snapshot = repo.read_snapshot(name)

@@ -255,6 +255,8 @@ class Rebuild:
                 return False
             try:
                 self._attributes.apply_existing(handle, row, present)
+            except PermissionError:  # somebody else's: a file of our own replaces it
+                return False
             finally:
                 os.close(handle)
         return True

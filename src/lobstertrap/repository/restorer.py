@@ -113,8 +113,8 @@ def restore(
             forced = frozenset(verdict.wrong)
         for handle in handles.values():
             sync_file_system(handle)
-        if not attributes.excused:
-            save_landing(repo, snapshot, places, owners, verdict.stats)
+        exact = not attributes.excused
+        save_landing(repo, snapshot, places, owners, verdict.stats, exact=exact)
     return RestoreResult(
         snapshot=snapshot.id,
         tree_digest=snapshot.tree_digest,

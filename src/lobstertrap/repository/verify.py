@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from lobstertrap.repository.attributes import (
     DEVICES_LEFT,
+    OTHERS_LEFT,
     OWNERS_LEFT,
     SET_ID_BITS,
     SET_ID_LEFT,
@@ -18,8 +19,10 @@ from lobstertrap.repository.digest import tree_digest_of
 from lobstertrap.repository.entry import (
     BLOCK_DEVICE,
     CHARACTER_DEVICE,
+    DIRECTORY,
     GID,
     MODE,
+    MTIME,
     PATH,
     TYPE,
     UID,
@@ -163,6 +166,8 @@ class _Checker:
             and (row[MODE] ^ real[MODE]) & ~SET_ID_BITS == 0
         ):
             allowed.add(MODE)
+        if OTHERS_LEFT in self._excused and row[TYPE] == DIRECTORY:
+            allowed |= {MODE, MTIME}
         differing = {i for i in range(len(row)) if row[i] != real[i]}
         return differing <= allowed
 
