@@ -96,6 +96,32 @@ def test_only_new_packs_are_sent(root: Path) -> None:
     assert_clean(there)
 
 
+def test_what_was_rewritten_there_is_not_sent_again(root: Path) -> None:
+    clock = Clock()
+    _, repo = repository(clock)
+    fill(root, {f"{n}": 60_000 for n in range(10)})
+    first = snap(repo, root, now=clock)
+    there = elsewhere(clock)
+    copy(repo, there)
+    for number in range(8):
+        (root / f"{number}").unlink()
+    snap(repo, root, now=clock)
+    copy(repo, there)
+    reopened(there).delete_snapshot(first)
+    repo.delete_snapshot(first)
+    for _ in range(3):
+        clock.now += GRACE
+        prune(reopened(there))
+    fill(root, {"new": 10_000}, seed=5)
+    snap(repo, root, now=clock)
+
+    result = copy(repo, there)
+
+    assert result.snapshots == 1
+    assert result.bytes < 40_000
+    assert_clean(there)
+
+
 def test_one_agent_can_be_copied_alone(root: Path) -> None:
     _, repo = repository()
     fill(root, {"file": 1000})

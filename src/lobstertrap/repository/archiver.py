@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lobstertrap.job import OnProgress, Progress
 from lobstertrap.repository.chunker import assert_compiled
-from lobstertrap.repository.commit import commit
+from lobstertrap.repository.commit import commit, since_boot
 from lobstertrap.repository.entry import DIRECTORY, FILE, MTIME, SIZE, TYPE, Row
 from lobstertrap.repository.exclude import Exclude
 from lobstertrap.repository.format import ID_SIZE
@@ -63,6 +63,7 @@ def take_snapshot(
     with translated(), ExitStack() as stack:
         handles = open_roots(roots)
         stack.callback(close_all, handles)
+        loaded = since_boot()
         index = repo.load_index()
         blobs = repo.blob_writer(index)
         stack.callback(blobs.close)
@@ -103,7 +104,7 @@ def take_snapshot(
             places=places,
             owners=owners,
         )
-        commit(repo, index, snapshot)
+        commit(repo, index, snapshot, since=loaded)
         repo.trim_cache(index)
     return snapshot
 

@@ -13,12 +13,16 @@ from collections.abc import Callable
 from lobstertrap.errors import IntegrityError, NotFound, Unavailable
 from lobstertrap.repository.format import CHUNKS
 from lobstertrap.repository.index import Index
+from lobstertrap.repository.inventory import pack_objects
 from lobstertrap.repository.reach import Branches, visit
 from lobstertrap.repository.repository import Repository
 from lobstertrap.repository.snapshot import Snapshot
 
 PROMPT = 60.0
 """Seconds from the last look to the put; after more it is looked at once more."""
+
+LONG = 3600.0
+"""Seconds after which a mark, and even its tombstone, may have come and gone."""
 
 _ROUNDS = 8
 
@@ -33,34 +37,43 @@ def commit(
     index: Index,
     snapshot: Snapshot,
     *,
+    since: float | None = None,
     put: Callable[[], None] | None = None,
     clock: Callable[[], float] = since_boot,
 ) -> None:
     """Make a snapshot visible; raises `Unavailable` when a prune was faster.
 
-    `put` does it in another way than by encoding `snapshot`.
+    `since` is when `index` was loaded, by `clock`; what was loaded long ago is compared
+    with the packs that are there. `put` does it in another way than by encoding.
     """
-    looked = _settle(repo, index, snapshot.branches, clock)
+    gone: frozenset[bytes] = frozenset()
+    if since is not None and clock() - since > LONG:
+        gone = frozenset(index.packs.keys() - pack_objects(repo).keys())
+    looked = _settle(repo, index, snapshot.branches, gone, clock)
     if put is None:
         repo.put_snapshot(snapshot)
     else:
         put()
     if clock() - looked > PROMPT:  # this process stood still meanwhile
         try:
-            _settle(repo, index, snapshot.branches, clock)
+            _settle(repo, index, snapshot.branches, gone, clock)
         except Unavailable:
             repo.delete_snapshot(snapshot)
             raise
 
 
 def _settle(
-    repo: Repository, index: Index, branches: Branches, clock: Callable[[], float]
+    repo: Repository,
+    index: Index,
+    branches: Branches,
+    gone: frozenset[bytes],
+    clock: Callable[[], float],
 ) -> float:
     """Store again what is only in condemned packs; return when that was last true."""
     before: frozenset[bytes] | None = None
     for _ in range(_ROUNDS):
         looked = clock()
-        condemned = frozenset().union(*(mark.packs for mark in repo.marks()))
+        condemned = gone.union(*(mark.packs for mark in repo.marks()))
         if condemned == before or condemned.isdisjoint(index.packs):
             return looked
         index.avoid = condemned

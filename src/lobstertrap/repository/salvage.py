@@ -76,7 +76,7 @@ def salvage(repo: Repository, found: Inventory, snapshot: Snapshot) -> Snapshot 
         uploaded_bytes=writer.uploaded_bytes,
         tags={**snapshot.tags, REPAIRED: snapshot.id},
         volumes=tuple(v for v in snapshot.volumes if v.encode() in volumes),
-        places={},  # so that no later snapshot takes files from it unread
+        places={},  # it knows no inodes: any other parent is the better one
     )
     commit(repo, found.index, new)
     return new
