@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: demo test check bench format lock clean
+.PHONY: demo test check bench cluster cluster-down format lock clean
 
 demo: .venv/ready          ## launch an agent, move it there and back, prove that nothing was lost
 	$(BIN)/lobstertrap demo $(ARGS)
@@ -19,6 +19,15 @@ check: .venv/ready         ## format, lint, types, import contracts
 
 bench: .venv/ready         ## the snapshot engine beside restic, borg and tar | zstd
 	$(BIN)/python -m benchmarks.snapshots $(ARGS)
+
+cluster: .venv/ready       ## a real single-node Kubernetes; prints its kubeconfig (root)
+	@$(BIN)/python tests/cluster/up
+
+cluster-down: .venv/ready  ## remove every trace of it
+	@$(BIN)/python tests/cluster/down
+
+bench-downtime: .venv/ready ## how long an agent is down when it moves, beside doing it by hand
+	$(BIN)/python -m benchmarks.downtime .bench $(ARGS)
 
 format: .venv/ready
 	$(BIN)/ruff format .
