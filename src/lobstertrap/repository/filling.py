@@ -7,7 +7,6 @@ and open files are bounded, whatever the size of the snapshot or of one file.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from lobstertrap.errors import IntegrityError, NotFound
 from lobstertrap.repository.attributes import Attributes
 from lobstertrap.repository.blame import costing
 from lobstertrap.repository.entry import PATH, Content, shown
-from lobstertrap.repository.fetcher import Piece, Window, fetch
+from lobstertrap.repository.fetcher import Fetcher, Piece, Window
 from lobstertrap.repository.format import HOLE
 from lobstertrap.repository.index import Index, PackInfo, SegmentInfo
 from lobstertrap.repository.placer import Target, place_whole
@@ -67,12 +66,11 @@ class Filler:
         self._on_window = on_window
         self._blobs = repo.blob_reader(index)
         self._pool = ThreadPoolExecutor(WRITERS, "restore")
-        self._lock = threading.Lock()
+        self._fetcher = Fetcher(repo.store, repo.keys, index)
         self._handles = min(WINDOW_HANDLES, spare_handles() // 3)
         self._batch = _Batch(self._handles)
         self._running: _Batch | None = None
         self._open: Target | None = None
-        self.fetched_bytes = 0
 
     def add_whole(self, target: Target, chunk_id: bytes, size: int) -> None:
         """Take a file that is one chunk."""
@@ -162,9 +160,7 @@ class Filler:
     ) -> None:
         done = 0
         try:
-            for plain, pieces in fetch(
-                self._repo.store, self._repo.keys, pack, wanted, self._count_fetched
-            ):
+            for plain, pieces in self._fetcher.fetch(pack, wanted):
                 for piece in pieces:
                     data = plain[piece.offset : piece.offset + piece.length]
                     if piece.target.handle < 0:
@@ -178,9 +174,10 @@ class Filler:
             paths = {p.target.row[PATH] for info in hit for p in wanted[info]}
             raise costing(error, paths) from error
 
-    def _count_fetched(self, count: int) -> None:
-        with self._lock:
-            self.fetched_bytes += count
+    @property
+    def fetched_bytes(self) -> int:
+        """Bytes that came from the store."""
+        return self._fetcher.fetched_bytes
 
     def abandon(self) -> None:
         """Drop what is not whole; the next restore sweeps what this one cannot."""

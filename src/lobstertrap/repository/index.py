@@ -87,6 +87,7 @@ class IndexTable:
         self.segments = _segments(
             self.packs, counts, read_u32s(column[5]), read_u32s(column[6])
         )
+        self._of_pack: dict[bytes, list[SegmentInfo]] | None = None
         self._check(b)
 
     def __len__(self) -> int:
@@ -124,6 +125,15 @@ class IndexTable:
     def columns(self) -> tuple[array[int], array[int], array[int]]:
         """Segment, offset and length of every row."""
         return self._segment, self._offset, self._length
+
+    def segments_of(self, pack_id: bytes) -> Sequence[SegmentInfo]:
+        """Return the segments of a pack, in order."""
+        if self._of_pack is None:
+            of_pack: dict[bytes, list[SegmentInfo]] = {}
+            for segment in self.segments:
+                of_pack.setdefault(segment.pack.id, []).append(segment)
+            self._of_pack = of_pack
+        return self._of_pack.get(pack_id, ())
 
     def location(self, row: int) -> Location:
         """Return where the blob of `row` is; raises `IntegrityError`."""
@@ -198,6 +208,14 @@ class Index:
     def tables(self) -> Sequence[IndexTable]:
         """The tables, in the order in which they are asked."""
         return self._tables
+
+    def segments_of(self, pack_id: bytes) -> Sequence[SegmentInfo]:
+        """Return all segments of a pack, in order; none of one that is not known."""
+        for table in self._tables:
+            found = table.segments_of(pack_id)
+            if found:
+                return found
+        return ()
 
     def __contains__(self, blob_id: bytes) -> bool:
         if self.avoid:
