@@ -150,6 +150,37 @@ def test_one_volume_of_several_is_exported_from_its_root(
         exported(repo, snapshot, "stat")
 
 
+def test_selected_paths_are_exported_with_what_they_need(
+    repo: Repository, origin: Path, taken: Snapshot, tmp_path: Path
+) -> None:
+    out, paths = io.BytesIO(), [b"state/third name", b"state/a/b", b"state/small.txt"]
+    tree = Tree(repo, taken)
+
+    export(tree, out, paths=paths)
+
+    unpacked(out.getvalue(), tmp_path / "out")
+    found, whole = describe(tmp_path / "out" / "state"), describe(origin)
+    names = {b"", b"/third name", b"/a", b"/a/b", b"/a/b/c", b"/a/b/c/deep"}
+    assert found.keys() == names | {b"/small.txt"}
+    assert found.pop(b"/third name") == whole[b"/third name"][:-1]
+    assert all(whole[name] == what for name, what in found.items())
+    with pytest.raises(NotFound, match="has no 'state/x'"):
+        export(tree, io.BytesIO(), paths=[b"state/x"])
+
+
+def test_selected_names_of_one_file_stay_one_file(
+    repo: Repository, taken: Snapshot, tmp_path: Path
+) -> None:
+    out, paths = io.BytesIO(), [b"state/first name", b"state/third name"]
+
+    export(Tree(repo, taken), out, paths=paths)
+
+    unpacked(out.getvalue(), tmp_path / "out")
+    first = tmp_path / "out" / "state" / "first name"
+    assert first.read_bytes() == b"two names"
+    assert first.samefile(tmp_path / "out" / "state" / "third name")
+
+
 def test_an_export_of_a_damaged_snapshot_has_no_end(
     origin: Path, tmp_path: Path
 ) -> None:

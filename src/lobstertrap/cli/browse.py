@@ -151,6 +151,14 @@ def diff(
 
 def export(
     snapshot: SnapshotId,
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PATH]...",
+            help="Only these, and all below: VOLUME/DIRECTORY/...",
+            show_default=False,
+        ),
+    ] = None,
     volume: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Only this volume, from its root."),
@@ -158,13 +166,14 @@ def export(
 ) -> None:
     """Write a snapshot as a tar to the standard output.
 
-    Example: lobstertrap export latest --volume state > state.tar
+    Examples: lobstertrap export latest --volume state > state.tar;
+    lobstertrap export latest state/notes | tar -xp -C /tmp/back
     """
     from lobstertrap.repository.export import export as write  # noqa: PLC0415
 
     tree = _open(load_config().open_repository(), snapshot)
     with _binary_output(refuse_terminal=True) as out:
-        write(tree, out, volume=volume)
+        write(tree, out, volume=volume, paths=[_path(path) for path in paths or ()])
 
 
 def import_(

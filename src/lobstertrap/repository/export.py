@@ -7,6 +7,7 @@ sparse format 1.0), hard links, and names of any bytes. Owners are the canonical
 from __future__ import annotations
 
 import tarfile
+from collections.abc import Sequence
 from itertools import chain
 from typing import Protocol
 
@@ -35,6 +36,7 @@ from lobstertrap.repository.entry import (
     shown,
 )
 from lobstertrap.repository.format import HOLE
+from lobstertrap.repository.selection import select
 from lobstertrap.repository.tree import Known
 
 _BLOCK = 512
@@ -59,12 +61,18 @@ class Sink(Protocol):
         """Take all of `data`."""
 
 
-def export(tree: Tree, out: Sink, *, volume: str | None = None) -> int:
+def export(
+    tree: Tree, out: Sink, *, volume: str | None = None, paths: Sequence[bytes] = ()
+) -> int:
     """Write a snapshot as a tar to `out` and return its size in bytes.
 
     With `volume`, only that one, and names begin at its root, as `podman volume import`
-    wants them. The tar's end is written only after every digest has been proven: one
-    that was cut off by an `IntegrityError` is not a valid archive.
+    wants them. With `paths`, only these, what is below them, and the directories that
+    lead to them; a file of which only a later name is among them comes under that name.
+
+    All entries are looked at, so that the tree digest is proven. The tar's end is
+    written only after every digest has been: one that was cut off by an
+    `IntegrityError` is no valid archive.
     """
     if volume is not None and volume not in tree.snapshot.volumes:
         raise NotFound(
@@ -72,7 +80,8 @@ def export(tree: Tree, out: Sink, *, volume: str | None = None) -> int:
             hint=f"it has: {', '.join(tree.snapshot.volumes)}",
         )
     writer = _Writer(tree, out, volume.encode() if volume is not None else None)
-    for known in tree.everything():
+    chosen = select(tree, paths) if paths else tree.everything()
+    for known in chosen:
         writer.add(known)
     writer.finish()
     return writer.size
