@@ -160,21 +160,29 @@ class Restic:
         return measure(command, self._environment)
 
 
-def run_steps(program: Program, data: Path, work: Path, kind: str) -> dict[str, Any]:
+def run_steps(
+    program: Program, data: Path, work: Path, kind: str
+) -> dict[str, Measured]:
     """Run every step once and return what each cost."""
     source = work / "source"
     _copy(data, source)
     time.sleep(2.5)  # so that the files are old enough to be trusted
-    steps: dict[str, Any] = {"first": program.snapshot(source)}
-    steps["unchanged"] = program.snapshot(source)
+    steps: dict[str, Measured] = {}
+
+    def note(step: str, cost: Measured) -> None:
+        steps[step] = cost
+        print(f"{kind} {program.name} {step}: {cost}", file=sys.stderr, flush=True)
+
+    note("first", program.snapshot(source))
+    note("unchanged", program.snapshot(source))
     out, old = work / "out", work / "old"
-    steps["restore"] = program.restore(out)
+    note("restore", program.restore(out))
     os.sync()
     generate = [sys.executable, HERE / "generate.py", "change", kind, source]
     subprocess.run(generate, check=True)
-    steps["changed"] = program.snapshot(source)
+    note("changed", program.snapshot(source))
     out.rename(old)
-    steps["restore onto old"] = program.restore(old)
+    note("restore onto old", program.restore(old))
     shutil.rmtree(source)
     shutil.rmtree(old)
     return steps
@@ -275,12 +283,13 @@ def main() -> None:
     asked = parser.parse_args()
     asked.work = asked.work.resolve()
     asked.work.mkdir(parents=True, exist_ok=True)
-    tables = {kind: compare(kind, asked) for kind in asked.sets}
+    tables = {}
+    for kind in asked.sets:
+        tables[kind] = compare(kind, asked)
+        if not asked.json:
+            show(kind, tables[kind])
     if asked.json:
         print(json.dumps({"machine": platform.platform(), "sets": tables}))
-        return
-    for kind, rows in tables.items():
-        show(kind, rows)
 
 
 if __name__ == "__main__":
