@@ -9,11 +9,29 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
 from lobstertrap.errors import NotFound
-from lobstertrap.repository import Owners, Repository, Snapshot, take_snapshot
+from lobstertrap.repository import (
+    Owners,
+    Repository,
+    Snapshot,
+    restore,
+    take_snapshot,
+)
 from lobstertrap.repository.browse import Tree
-from lobstertrap.repository.diff import Change, compare, diff, diff_directories
+from lobstertrap.repository.diff import (
+    Change,
+    compare,
+    diff,
+    diff_directories,
+    plan_restore,
+)
 from lobstertrap.stores.memory import MemoryStore
-from tests.fixtures.trees import later, make_everything, new_repository, write_tree
+from tests.fixtures.trees import (
+    describe,
+    later,
+    make_everything,
+    new_repository,
+    write_tree,
+)
 
 ME = (os.getuid(), os.getgid())
 OWNERS = Owners(local=ME, canonical=ME)
@@ -87,6 +105,36 @@ def test_a_directory_is_compared_with_a_snapshot(
 
     assert same == []
     assert summary(changed) == expected
+
+
+def test_a_plan_of_a_restore_says_what_the_restore_does(
+    repo: Repository, tmp_path: Path
+) -> None:
+    make_everything(tmp_path / "in")
+    snapshot = snap(repo, tmp_path / "in")
+    tree, roots = Tree(repo, snapshot), {"state": tmp_path / "in"}
+    wanted = {"added": "removed", "removed": "added"}
+
+    nothing = list(plan_restore(tree, roots, OWNERS, delete_extra=True))
+    new = list(plan_restore(tree, {"state": tmp_path / "no"}, OWNERS))
+    expected = change_everything(tmp_path / "in")
+    (tmp_path / "in" / "-rf *").rename(tmp_path / "in" / "hidden")
+    plan = list(plan_restore(tree, roots, OWNERS, delete_extra=True))
+    kept = list(plan_restore(tree, roots, OWNERS))
+    before = describe(tmp_path / "in")
+
+    assert nothing == []
+    assert {c.kind for c in new} == {"added"}
+    assert len(new) == snapshot.files + sum(c.new[1] == 1 for c in new)
+    mirrored = {p: wanted.get(k, k) for p, k in expected.items()}
+    mirrored |= {"state/-rf *": "added", "state/hidden": "removed"}
+    mirrored["state/a-b"] = "changed content mtime"  # not read, so perhaps
+    found = {p: k for p, k in summary(plan).items() if p != "state"}
+    assert found == mirrored
+    assert not [c for c in kept if c.kind == "removed"]
+    assert describe(tmp_path / "in") == before
+    restore(repo, snapshot, roots=roots, owners=OWNERS, delete_extra=True)
+    assert list(plan_restore(tree, roots, OWNERS, delete_extra=True)) == []
 
 
 def test_owners_are_compared_only_when_it_is_known_who_is_who(

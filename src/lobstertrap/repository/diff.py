@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat as st
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack
@@ -26,10 +27,17 @@ from lobstertrap.repository.entry import (
     Row,
 )
 from lobstertrap.repository.exclude import Exclude
-from lobstertrap.repository.scan import close_all, open_roots, walk
+from lobstertrap.repository.scan import (
+    Found,
+    close_all,
+    open_roots,
+    read_xattrs,
+    walk,
+)
 from lobstertrap.repository.snapshot import Owners
+from lobstertrap.repository.source import common_fields
 from lobstertrap.repository.system import translated
-from lobstertrap.repository.tree_digest import disk_row
+from lobstertrap.repository.tree_digest import disk_row, link_row
 
 Kind = Literal["added", "removed", "changed"]
 _FIELDS = ((MODE, "mode"), (MTIME, "mtime"), (XATTRS, "xattrs"))
@@ -87,10 +95,34 @@ def diff_directories(
         yield from compare(rows, there, owners=owners is not None)
 
 
-def compare(
-    old: Iterable[Row], new: Iterable[Row], *, owners: bool
+def plan_restore(
+    tree: Tree, roots: Mapping[str, Path], owners: Owners, *, delete_extra: bool = False
 ) -> Iterator[Change]:
-    """Join two sequences of rows in walk order and yield where they differ."""
+    """Yield what a restore into `roots` would do, and do nothing.
+
+    `added` would be made, `changed` be written or given other attributes, `removed`
+    deleted. No content is read: a file of the right size and time counts as right, as
+    it does for a restore until it is read back. Directories need not exist.
+    """
+    volumes = tree.snapshot.volumes
+    chosen = {v: roots[v] for v in volumes if v in roots and roots[v].exists()}
+    with translated(), ExitStack() as stack:
+        handles = open_roots(chosen)
+        stack.callback(close_all, handles)
+        here = _disk_rows(tree, handles, owners, quick=True)
+        there = (known.row for known in tree.everything())
+        for change in compare(here, there, owners=True, quick=True):
+            if change.kind != "removed" or delete_extra:
+                yield change
+
+
+def compare(
+    old: Iterable[Row], new: Iterable[Row], *, owners: bool, quick: bool = False
+) -> Iterator[Change]:
+    """Join two sequences of rows in walk order and yield where they differ.
+
+    With `quick`, files of the same size and time have the same content.
+    """
     left, right = iter(old), iter(new)
     one, other = next(left, None), next(right, None)
     while one is not None or other is not None:
@@ -102,18 +134,19 @@ def compare(
             yield Change(path=other[PATH], kind="added", new=other)
             other = next(right, None)
         else:
-            what = tuple(_differences(one, other, owners=owners))
+            what = tuple(_differences(one, other, owners=owners, quick=quick))
             if what:
                 path = one[PATH]
                 yield Change(path=path, kind="changed", what=what, old=one, new=other)
             one, other = next(left, None), next(right, None)
 
 
-def _differences(old: Row, new: Row, *, owners: bool) -> Iterator[str]:
+def _differences(old: Row, new: Row, *, owners: bool, quick: bool) -> Iterator[str]:
     if old[TYPE] != new[TYPE]:
         yield "type"
     elif old[TYPE] == FILE:
-        if (old[SIZE], old[DIGEST]) != (new[SIZE], new[DIGEST]):
+        mark = MTIME if quick else DIGEST
+        if (old[SIZE], old[mark]) != (new[SIZE], new[mark]):
             yield "content"
     elif old[TARGET:] != new[TARGET:]:
         yield "target"
@@ -133,15 +166,32 @@ def _rows(
                 yield known.row
 
 
-def _disk_rows(tree: Tree, handles: Mapping[str, int], owners: Owners) -> Iterator[Row]:
+def _disk_rows(
+    tree: Tree, handles: Mapping[str, int], owners: Owners, *, quick: bool = False
+) -> Iterator[Row]:
     buffer = memoryview(bytearray(1 << 20))
     for volume, root in handles.items():
         first: dict[tuple[int, int], Row] = {}
         exclude = Exclude(tree.snapshot.excludes.get(volume, ()))
         for found in walk(root, volume, exclude, _pass_over):
+            if quick and st.S_ISREG(found.stat.st_mode):
+                yield _quick_row(found, owners, first)
+                continue
             row = disk_row(found, owners, first, buffer)
             if row is not None:
                 yield row
+
+
+def _quick_row(found: Found, owners: Owners, first: dict[tuple[int, int], Row]) -> Row:
+    inode = (found.stat.st_dev, found.stat.st_ino)
+    if inode in first:
+        return link_row(found.path, first[inode])
+    xattrs = read_xattrs(f"/proc/self/fd/{found.parent}/{found.name}")
+    common = common_fields(found, FILE, owners, xattrs, found.stat)
+    row = (*common, found.stat.st_size, b"")
+    if found.stat.st_nlink > 1:
+        first[inode] = row
+    return row
 
 
 def _pass_over(_path: bytes) -> None:

@@ -158,7 +158,7 @@ class Filler:
     def _write_pack(
         self, pack: PackInfo, wanted: dict[SegmentInfo, list[Piece]]
     ) -> None:
-        done = 0
+        done: set[int] = set()
         try:
             for plain, pieces in self._fetcher.fetch(pack, wanted):
                 for piece in pieces:
@@ -167,11 +167,12 @@ class Filler:
                         place_whole(piece.target, data, self._attributes)
                     else:
                         piece.target.write(data, piece.file_offset)
-                done += 1
+                done.add(id(pieces))
         except (IntegrityError, NotFound) as error:
-            left = sorted(wanted, key=lambda info: info.number)[done:]
+            in_order = (wanted[info] for info in sorted(wanted, key=_number))
+            left = [pieces for pieces in in_order if id(pieces) not in done]
             hit = left if isinstance(error, NotFound) else left[:1]
-            paths = {p.target.row[PATH] for info in hit for p in wanted[info]}
+            paths = {piece.target.row[PATH] for pieces in hit for piece in pieces}
             raise costing(error, paths) from error
 
     @property
@@ -196,3 +197,7 @@ class Filler:
             self._open.abandon()
             self._open.directory.release()
         self._pool.shutdown()
+
+
+def _number(info: SegmentInfo) -> int:
+    return info.number
