@@ -2,16 +2,19 @@
 
     python -m tests.cluster.gate LISTEN-ADDRESS PORT
 
-Prints the port that it listens on, and ends with its standard input.
+Prints the port that it listens on, and ends with its standard input. SIGUSR1 makes it
+slow (1 MB/s a connection), SIGUSR2 fast again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import sys
 
 _PIECE = 1 << 18
+_pause = 0.0
 
 
 async def _copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
@@ -19,6 +22,7 @@ async def _copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> Non
         while piece := await source.read(_PIECE):
             sink.write(piece)
             await sink.drain()
+            await asyncio.sleep(_pause)
     with contextlib.suppress(OSError):
         sink.close()
 
@@ -32,6 +36,13 @@ async def _main(address: str, port: int) -> None:
             return
         await asyncio.gather(_copy(reader, far[1]), _copy(far[0], writer))
 
+    def set_pause(seconds: float) -> None:
+        global _pause  # noqa: PLW0603 - a program of one page
+        _pause = seconds
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGUSR1, set_pause, 0.3)
+    loop.add_signal_handler(signal.SIGUSR2, set_pause, 0.0)
     server = await asyncio.start_server(serve, address, 0, limit=_PIECE)
     async with server:
         sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")

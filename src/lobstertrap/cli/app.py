@@ -16,6 +16,7 @@ from lobstertrap.cli import (
     browse,
     history,
     keys,
+    manifests,
     moves,
     overview,
     programs,
@@ -50,6 +51,7 @@ for group in (
     moves,
     repository,
     keys,
+    manifests,
     programs,
 ):
     group.register(app)

@@ -103,11 +103,18 @@ def trouble_in_events(api: KubernetesApi, names: Iterable[str]) -> str:
             and event["reason"] in _TELLING
             and event.get("type") == "Warning"
         ]
-        found.sort(key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or "")
+        found.sort(key=_weight)
         if found:
             event = found[-1]
             return f"{event['reason']}: {_plain(event.get('message'))}"
     return ""
+
+
+def _weight(event: Mapping[str, Any]) -> tuple[bool, str, int]:
+    """Return how much an event tells: a claim's first, then the newest, the longest."""
+    at = event.get("lastTimestamp") or event.get("eventTime") or ""
+    claims = event["involvedObject"].get("kind") == "PersistentVolumeClaim"
+    return claims, str(at), len(str(event.get("message") or ""))
 
 
 def cannot_start(about: str, said: str) -> LobsterTrapError:

@@ -71,9 +71,9 @@ def _health(
     if pods.is_ready(pod):
         return (True if agent.health is not None else None), ""
     wrong = pods.trouble(pod, "")
-    if wrong is not None:
+    if wrong is not None and "PersistentVolumeClaim" not in wrong.text:
         return False, wrong.text
-    said = pods.trouble_in_events(api, names)
+    said = pods.trouble_in_events(api, names)  # a claim's own event says more
     return False, said or "its pod is starting"
 
 
