@@ -86,7 +86,7 @@ class Client:
 
     def gap(self, since: float) -> float:
         """Return the longest time without an acknowledgement after `since`."""
-        self._wait_for_two()
+        self.wait()
         times = [at for at, _ in self._acknowledged if at >= since - 1]
         return max(after - before for before, after in pairwise(times))
 
@@ -96,7 +96,8 @@ class Client:
         if numbers != sorted(set(numbers)):
             raise AssertionError("a message was lost or doubled")
 
-    def _wait_for_two(self) -> None:
+    def wait(self) -> None:
+        """Return when two more messages were acknowledged."""
         count = len(self._acknowledged)
         while len(self._acknowledged) < count + 2:
             time.sleep(0.01)
@@ -217,6 +218,7 @@ def by_hand(stage: Stage, client: Client, megabytes: int) -> Row:
     destination.run("rm", "--force", "--time", "0", "by-hand")
     destination.run("volume", "rm", fresh)
     source.run("start", CONTAINER)
+    client.wait()
     return Row(megabytes=megabytes, way="by-hand", downtime=downtime, seconds=seconds)
 
 
