@@ -4,9 +4,9 @@
     python benchmarks/generate.py change agent DIR
 
 Sets: `agent` (text, JSONL, SQLite, node_modules, a git-like object store; 42,000
-files, 1.2 GB at scale 1), `small` (100,000 files of 0.5-8 KB), `big` (one file of 2 GB,
-half of it incompressible). `change` edits 1% of the files and appends to every SQLite database
-and JSONL file.
+files, 1.2 GB at scale 1), `small` (100,000 files of 0.5-8 KB), `big` (one file of
+2 GB, half of it incompressible). `change` edits 1% of the files and appends to every
+SQLite database and JSONL file.
 """
 
 from __future__ import annotations
