@@ -1,6 +1,6 @@
 """Snapshots measured against restic: same data, same store, same run, medians.
 
-    python benchmarks/snapshots.py WORK_DIRECTORY [--sets agent small big]
+    python benchmarks/snapshots.py [WORK_DIRECTORY] [--sets agent small big]
         [--scale 0.5] [--rounds 3] [--store directory|s3] [--json]
 
 Steps: first snapshot, unchanged, after a change of 1% and appends, restore into an
@@ -274,7 +274,7 @@ def _cell(cost: dict[str, float]) -> str:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("work", type=Path)
+    parser.add_argument("work", type=Path, nargs="?", default=Path(".bench"))
     parser.add_argument("--sets", nargs="+", default=["agent", "small", "big"])
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=3)
