@@ -130,3 +130,22 @@ def test_ctrl_c_in_a_migration_leaves_the_agent_running_where_it_was(shell):
     assert (row["target"], row["state"], row["healthy"]) == ("desk", "running", True)
     assert not [note for note in row["notes"] if "migration" in note]
     assert shell.json("migrate", "tally", "--to", "shelf")["destination"] == "shelf"
+
+
+def test_an_agent_is_frozen_for_its_snapshot_and_its_target_is_drained(shell):
+    shell.json("launch", "tally", "--on", "desk")
+    began = shell.row()["epoch"]
+
+    taken = shell.json("snapshot", "tally", "--mode", "freeze")
+
+    listed = shell.json("snapshots", "tally")["snapshots"]
+    assert listed[-1]["id"] == taken["snapshot"]
+    assert [one["tags"]["consistency"] for one in listed] == ["live", "frozen"]
+    assert (shell.row()["healthy"], shell.row()["epoch"]) == (True, began)
+    assert shell("snapshot", "tally", "--live", "--mode", "stop")[0] == 2
+
+    drained = shell.json("drain", "desk", "--to", "shelf")
+
+    assert (drained["moved"], drained["agents"][0]["agent"]) == (1, "tally")
+    row = shell.row()
+    assert (row["target"], row["state"], row["healthy"]) == ("shelf", "running", True)
