@@ -99,7 +99,7 @@ def test_a_home_where_it_runs_is_not_gone(handle, targets):
 
 
 def test_a_home_that_answers_is_fenced_off(handle, targets):
-    lifecycle.prove_stopped(handle, "laptop")
+    targets["laptop"].stop(AGENT)
 
     takeover.take_over(handle, "server", SNAPSHOT)
 
