@@ -154,6 +154,20 @@ def test_acls_come_back(repo: Repository, tmp_path: Path) -> None:
     assert "system.posix_acl_access" in os.listxattr(tmp_path / "out" / "file")
 
 
+@pytest.mark.skipif(shutil.which("setfacl") is None, reason="setfacl is not here")
+def test_acls_that_the_destination_hands_down_do_not_stay(
+    repo: Repository, tmp_path: Path
+) -> None:
+    make_everything(tmp_path / "in")
+    out = tmp_path / "out"
+    out.mkdir()
+    subprocess.run(["setfacl", "-d", "-m", "u:1234:rwx", out], check=True)
+
+    bring_back(repo, snap(repo, tmp_path / "in"), out)
+
+    assert describe(out) == describe(tmp_path / "in")
+
+
 def test_a_socket_is_left_out_and_named(repo: Repository, tmp_path: Path) -> None:
     root = tmp_path / "in"
     root.mkdir()
