@@ -14,7 +14,12 @@ import pytest
 from lobstertrap.cli.demo_traces import claim, processes, sweep
 from lobstertrap.errors import Refused
 
-pytestmark = [pytest.mark.prefect, pytest.mark.s3, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.prefect,
+    pytest.mark.s3,
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+]
 
 
 def start_demo(directory: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -50,7 +55,6 @@ def test_an_interrupted_demo_leaves_nothing(tmp_path):
     assert not directory.exists()
 
 
-@pytest.mark.timeout(600)
 def test_a_demo_after_a_killed_one_proves_everything(tmp_path):
     directory = tmp_path / "demo"
     killed = start_demo(directory, "--targets", "host")
@@ -78,7 +82,6 @@ def test_a_demo_after_a_killed_one_proves_everything(tmp_path):
 
 
 @pytest.mark.podman
-@pytest.mark.timeout(600)
 def test_the_demo_plays_between_two_podman_engines(tmp_path, podman_laptop):
     directory = tmp_path / "demo"
     demo = start_demo(directory, "--targets", "podman", "--json")

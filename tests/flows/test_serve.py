@@ -20,7 +20,12 @@ from prefect.states import Cancelling
 
 from lobstertrap.cli.checkout import find_checkout
 
-pytestmark = [pytest.mark.prefect, pytest.mark.s3, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.prefect,
+    pytest.mark.s3,
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+]
 PREFECT = Path(sys.executable).with_name("prefect")
 
 
@@ -43,6 +48,15 @@ class Served:
             check=False,
         )
         return done.stdout + done.stderr
+
+    def ask(self, deployment: str, **parameters: str) -> str:
+        """Ask for a run as the UI does; return its id."""
+        with self.client() as client:
+            found = client.read_deployment_by_name(deployment)
+            run = client.create_flow_run_from_deployment(
+                found.id, parameters=parameters
+            )
+            return str(run.id)
 
     def client(self) -> SyncPrefectClient:
         """Return a client of its server."""
@@ -106,8 +120,9 @@ def ready(command: subprocess.Popen[str]) -> Iterator[Served]:
 @pytest.fixture
 def on_laptop(shared_world, served):
     """Let tally run on `laptop`, whatever the test before did with it."""
-    said = served.run("launch-agent", "--param", "on=laptop", "--watch")
-    assert "Completed" in said
+    if shared_world.running() != ["laptop"]:
+        run = served.ask("launch-agent/default", on="laptop")
+        assert served.wait_for_state(run) == "Completed"
     return shared_world
 
 
@@ -135,7 +150,7 @@ def test_the_bare_command_migrates_an_agent(on_laptop, served):
 
 
 def test_a_cancel_in_the_ui_rolls_the_migration_back(on_laptop, served):
-    run = re.search(r"UUID: (\S+)", served.run("migrate-agent"))[1]
+    run = served.ask("migrate-agent/default")
     on_laptop.wait_for("cutover")
 
     with served.client() as client:
@@ -146,7 +161,7 @@ def test_a_cancel_in_the_ui_rolls_the_migration_back(on_laptop, served):
 
 
 def test_a_killed_flow_is_rolled_back_by_its_runner(on_laptop, served):
-    run = re.search(r"UUID: (\S+)", served.run("migrate-agent"))[1]
+    run = served.ask("migrate-agent/default")
     on_laptop.wait_for("cutover")
 
     os.kill(on_laptop.record.operation.holder.pid, signal.SIGKILL)
@@ -181,7 +196,7 @@ def test_a_taken_port_is_named(start_serve, shared_world, tmp_path):
 
 
 def test_ending_serve_rolls_back_what_it_runs(on_laptop, served):
-    served.run("migrate-agent")
+    served.ask("migrate-agent/default")
     on_laptop.wait_for("cutover")
 
     served.process.send_signal(signal.SIGINT)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 OnStep = Callable[[str, float], None]
 """Gets a task run's name and how many seconds it took."""
 
-_LIMIT = 300.0
+_LIMIT = 600.0
 _LATE_STEPS = 3.0
 """Seconds for which Prefect's record of the last steps is waited for."""
 

@@ -24,7 +24,7 @@ from lobstertrap.errors import NotFound, Refused, Unavailable
 from lobstertrap.stores.seaweedfs import _DIE_WITH_PARENT
 
 HOST = "127.0.0.1"
-_START_SECONDS = 120.0
+_START_SECONDS = 240.0
 _STOP_SECONDS = 20.0
 
 

@@ -20,7 +20,7 @@ from lobstertrap.errors import Unavailable
 from lobstertrap.stores.seaweedfs import _DIE_WITH_PARENT
 
 PORT = 4200
-_START_SECONDS = 120.0
+_START_SECONDS = 240.0
 
 
 def serve(*, port: int = PORT, host: str = HOST, data_dir: Path | None = None) -> None:
