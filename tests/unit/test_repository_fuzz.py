@@ -57,7 +57,7 @@ from tests.fixtures.trees import KEY, later, new_repository
 
 OWNERS = Owners(local=(os.getuid(), os.getgid()), canonical=(1000, 1000))
 ID = bytes(range(16))
-EXAMPLES = int(os.environ.get("LOBSTERTRAP_FUZZ_EXAMPLES", "50"))
+EXAMPLES = int(os.environ.get("LOBSTERTRAP_FUZZ_EXAMPLES", "40"))
 """More of them, for a while, whenever a decoder changes."""
 
 quick = settings(
@@ -269,6 +269,21 @@ def test_wrong_values_in_a_manifest(repo: Repository, changes) -> None:
         snapshot.encode()
         assert isinstance(snapshot, Snapshot)
         assert math.isfinite(snapshot.created_at)
+
+
+@pytest.mark.parametrize("time", [math.nan, math.inf, -1.0, 1e300, "now", None])
+def test_a_time_that_no_calendar_has_is_refused(repo: Repository, time) -> None:
+    snapshot = repo.find("latest")
+
+    with pytest.raises(IntegrityError):
+        decode_snapshot(b"\0" + manifest(snapshot.encode(), created_at=time), "key")
+
+
+def manifest(plain: bytes, **fields: Any) -> bytes:
+    """Return a manifest's map with other values in it."""
+    if plain[0] == 1:
+        plain = b"\0" + zstandard.ZstdDecompressor().decompress(plain[5:])
+    return bytes(msgpack.packb(msgpack.unpackb(plain[1:]) | fields))
 
 
 @quick
