@@ -115,6 +115,18 @@ def test_a_damaged_object_is_named(root: Path, kind: str) -> None:
     assert key in report.problems[0]
 
 
+def test_a_local_cache_hides_no_damage(root: Path, tmp_path: Path) -> None:
+    store, repo = repository()
+    fill(root, {"file": 1000})
+    snap(repo, root, cache_dir=tmp_path / "cache")
+    for key in [*keys(store, "repository/snap"), only_pack(repo, PAGES)]:
+        flip(store, key, 60)
+
+    report = check(repo, sample=100)
+
+    assert len(report.problems) == 2
+
+
 def test_a_truncated_pack_is_seen_without_reading_it(root: Path) -> None:
     store, repo = repository()
     fill(root, {"file": 1000})

@@ -64,7 +64,8 @@ def check(
 
     percent = 100.0 if read_data else sample or 0.0
     with _progress("check") as on_progress:
-        report = examine(_open(load_config()), sample=percent, on_progress=on_progress)
+        repository = load_config().open_repository()
+        report = examine(repository, sample=percent, on_progress=on_progress)
     if as_json:
         snapshots = [
             asdict(verdict) | {"ok": verdict.ok} for verdict in report.snapshots

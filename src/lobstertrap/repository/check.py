@@ -96,6 +96,7 @@ def check(
     """
     if not 0 <= sample <= 100:  # noqa: PLR2004 - percent
         raise InvalidInput(f"a sample is 0 to 100 percent, not {sample:g}")
+    repo.use_cache(None)  # what is in the store counts
     found = take_inventory(repo)
     chosen = [pack for pack in found.index.packs if pack in found.packs]
     if sample < 100:  # noqa: PLR2004 - percent
