@@ -1,5 +1,6 @@
 """The reader that knows only the format document, against real repositories."""
 
+import json
 import os
 import shutil
 import struct
@@ -16,7 +17,9 @@ from lobstertrap.redaction import SecretValue
 from lobstertrap.repository import Owners, Repository, Snapshot, take_snapshot
 from lobstertrap.stores.directory import DirectoryStore
 from tests.fixtures.trees import KEY, describe, later, make_everything, new_repository
+from tests.golden.make_v1 import PASSPHRASE, contents
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "v1"
 READER = Path(__file__).parents[2] / "docs" / "restore_without_lobstertrap.py"
 ME = (os.getuid(), os.getgid())
 OWNERS = Owners(local=ME, canonical=ME)
@@ -81,6 +84,18 @@ def test_everything_comes_back_without_lobstertrap(
         found = describe(tmp_path / "out" / volume)
         assert found == describe(bucket.parent / "in" / volume)
     assert (tmp_path / "out" / "state" / "hole").stat().st_blocks == 0
+
+
+def test_golden_repositories_are_restored(tmp_path: Path) -> None:
+    bucket = GOLDEN / "bucket"
+    expected = json.loads((GOLDEN / "expected.json").read_text())
+
+    for number, known in enumerate(expected):
+        out = tmp_path / str(number)
+        result = read(bucket, known["id"], out, key=PASSPHRASE)
+
+        assert (result.returncode, result.stderr) == (0, "")
+        assert contents(out / "state") == known["contents"]
 
 
 def test_it_does_not_need_the_index(bucket: Path, tmp_path: Path) -> None:
