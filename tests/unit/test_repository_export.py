@@ -224,7 +224,7 @@ def archive(*members: tuple[str, bytes, str], data: bytes = b"x") -> bytes:
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name, kind, link in members:
             info = tarfile.TarInfo(name)
-            info.type, info.linkname = kind, link
+            info.type, info.linkname, info.mode = kind, link, 0o755
             regular = kind == tarfile.REGTYPE
             info.size = len(data) if regular else 0
             tar.addfile(info, io.BytesIO(data) if regular else None)
@@ -299,5 +299,3 @@ def test_a_damaged_archive_is_never_anything_but_our_error(
 
     with contextlib.suppress(LobsterTrapError):
         unpacked(bytes(data), root)
-
-    shutil.rmtree(root.parent)
