@@ -71,7 +71,7 @@ def test_a_kill_at_any_moment_leaves_all_well(tmp_path: Path, what: str) -> None
     store = DirectoryStore(tmp_path / "store")
     repo = new_repository(store)
     root = tmp_path / "in"
-    killed = 0
+    killed, longest = 0, 0.1  # seconds; moved so that about half are killed
     for number in range(8):
         fill(root, {f"{n}": 150_000 for n in range(number, number + 6)}, seed=number)
         taken = snap(repo, root)
@@ -79,7 +79,8 @@ def test_a_kill_at_any_moment_leaves_all_well(tmp_path: Path, what: str) -> None
             repo.delete_snapshot(old)
         age_all(tmp_path / "store", GRACE + 60)
 
-        killed += run_and_kill(what, tmp_path, chance.uniform(0, 0.25))
+        early = run_and_kill(what, tmp_path, chance.uniform(0, longest))
+        killed, longest = killed + early, longest * (1.6 if early else 0.4)
 
         assert check(reopened(store), sample=100).ok
     out = tmp_path / "out"
