@@ -124,6 +124,8 @@ def changing(store: ObjectStore, archive: Path) -> Iterator[list[int]]:
         last = _last_snapshot(store)
         while not stop.wait(0.05):
             now = _last_snapshot(store)
+            if now is None:
+                return
             if now != last:
                 last = now
                 changed.append(change(archive))
