@@ -143,7 +143,7 @@ def _last_snapshot(store: ObjectStore) -> str | None:
     record = read_record(store, AGENT)
     if record is None or (record.migration and record.migration.step != "staging"):
         return None  # the source is stopped: nobody may write there any more
-    return record.snapshot
+    return record.snapshot or "none yet"
 
 
 def change(archive: Path) -> int:
