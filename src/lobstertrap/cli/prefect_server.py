@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import IO, Self
 
 from lobstertrap.errors import NotFound, Refused, Unavailable
-from lobstertrap.stores.seaweedfs import _DIE_WITH_PARENT
+from lobstertrap.tied import tied
 
 HOST = "127.0.0.1"
 _START_SECONDS = 240.0
@@ -160,7 +160,7 @@ class PrefectServer:
         }
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _DIE_WITH_PARENT, str(os.getpid()), *command],
+                tied(command),
                 cwd=self._directory,  # where no pyproject.toml changes its settings
                 env=isolated(os.environ, self._directory) | own,
                 stdin=subprocess.DEVNULL,

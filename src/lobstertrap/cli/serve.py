@@ -17,7 +17,7 @@ from lobstertrap import config
 from lobstertrap.cli.checkout import find_checkout
 from lobstertrap.cli.prefect_server import HOST, PrefectServer
 from lobstertrap.errors import Unavailable
-from lobstertrap.stores.seaweedfs import _DIE_WITH_PARENT
+from lobstertrap.tied import tied
 
 PORT = 4200
 _START_SECONDS = 240.0
@@ -97,7 +97,7 @@ class FlowRunner:
         with contextlib.ExitStack() as files:
             output = files.enter_context(self._log.open("wb")) if self._log else None
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _DIE_WITH_PARENT, str(os.getpid()), *command],
+                tied(command),
                 cwd=find_checkout(),
                 env=self._server.client_environment(os.environ) | own,
                 stdin=subprocess.DEVNULL,

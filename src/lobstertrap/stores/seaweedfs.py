@@ -11,7 +11,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from importlib import metadata
@@ -23,6 +22,7 @@ from lobstertrap.errors import LobsterTrapError, NotFound, Unavailable
 from lobstertrap.redaction import SecretValue
 from lobstertrap.stores.files import try_lock
 from lobstertrap.stores.settings import StoreSettings
+from lobstertrap.tied import tied
 
 _HOST = "127.0.0.1"
 _SERVICES = ("s3", "master", "volume", "filer", "admin")
@@ -34,20 +34,6 @@ _START_SECONDS = 60
 _STOP_SECONDS = 15
 _LOCK_SECONDS = 3
 """How long a server whose parent was killed may take to go."""
-
-_DIE_WITH_PARENT = """
-import ctypes, os, signal, sys
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-if os.getppid() != int(sys.argv[1]):
-    sys.exit("the parent is gone")
-os.execv(sys.argv[2], sys.argv[2:])
-"""
-"""PR_SET_PDEATHSIG in the child, before the server takes its place.
-
-The signal comes when the *thread* that started the server ends: start it from one that
-lives as long as the server is wanted (the main one).
-"""
 
 
 class SeaweedFS:
@@ -203,7 +189,7 @@ class SeaweedFS:
         ]
         with (self._directory / "logs" / "output.log").open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _DIE_WITH_PARENT, str(os.getpid()), *command],
+                tied(command),
                 cwd=self._directory,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
