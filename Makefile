@@ -9,7 +9,7 @@ demo: .venv/ready          ## launch an agent, move it there and back, prove tha
 	$(BIN)/lobstertrap demo $(ARGS)
 
 test: .venv/ready          ## every test that this machine can run
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n 3 --dist loadgroup $(ARGS)
 
 check: .venv/ready         ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
@@ -17,7 +17,7 @@ check: .venv/ready         ## format, lint, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/ready         ## the snapshot engine beside restic, borg and tar | zstd
+bench: .venv/ready         ## the snapshot engine beside restic (apt-get install restic)
 	$(BIN)/python -m benchmarks.snapshots $(ARGS)
 
 cluster: .venv/ready       ## a real single-node Kubernetes; prints its kubeconfig (root)
