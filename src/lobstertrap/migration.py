@@ -72,6 +72,7 @@ def plan(handle: AgentHandle, to: str) -> Plan:
         handle.secrets,
         lambda: _source_has_volumes(handle, home),
         lambda: _destination_is_free(handle, to, journal),
+        hint=_way_out(handle, journal),
     )
     source, destination = found["source"], found["destination"]
     if source.identity == destination.identity:
@@ -373,7 +374,17 @@ def _refuse_full(destination: Target, needed: int) -> None:
         )
 
 
-def _all(*checks: Callable[[], object]) -> None:
+def _way_out(handle: AgentHandle, journal: Journal | None) -> str | None:
+    """Say how to get an agent back that an interrupted cutover left stopped."""
+    if journal is None or journal.step == "staging":
+        return None
+    return (
+        "mend it and run the same command again, or go back to "
+        f"'{journal.source}': lobstertrap migrate {handle.spec.name} --abort"
+    )
+
+
+def _all(*checks: Callable[[], object], hint: str | None) -> None:
     problems: list[LobsterTrapError] = []
     for check in checks:
         try:
@@ -383,4 +394,4 @@ def _all(*checks: Callable[[], object]) -> None:
                 problems.append(error)
     if problems:
         message = "\n".join(problem.message for problem in problems)
-        raise type(problems[0])(message, hint=problems[0].hint) from problems[0]
+        raise type(problems[0])(message, hint=hint or problems[0].hint) from problems[0]

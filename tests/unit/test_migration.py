@@ -163,6 +163,19 @@ def test_a_plan_of_an_open_migration_says_where_it_goes_on(world: World) -> None
         assert migration.plan(handle, "server").was_running
 
 
+def test_a_plan_that_fails_in_an_open_cutover_says_how_to_go_back(
+    world: World,
+) -> None:
+    server: dict[str, Any] = {}
+    handle = opened(world, "quiesce", server=server)
+    server["inspect"] = Unavailable("'server' does not answer")
+
+    with pytest.raises(Unavailable) as found:
+        migration.plan(handle, "server")
+
+    assert "go back to 'laptop': lobstertrap migrate" in (found.value.hint or "")
+
+
 @pytest.mark.parametrize(
     "step",
     [
