@@ -41,6 +41,8 @@ from lobstertrap.stores.base import ObjectStore
 RECORD_VERSION = 1
 _ENDED = -1
 """In place of its start: a process that has ended and is not yet reaped."""
+_LOOKS = 60
+"""How often a held record is looked at within a `ttl`, to see soon that it lives."""
 TTL = 30.0
 """Seconds without a renewal after which a lease may be taken over."""
 
@@ -331,8 +333,8 @@ def _wait_until_abandoned(
     if operation is None or operation.holder.is_dead():
         return
     log.info("agent '%s' is held: %s; watching for a sign", record.agent, operation)
-    for _ in range(10):
-        sleep(ttl / 10)
+    for _ in range(_LOOKS):
+        sleep(ttl / _LOOKS)
         if store.head(record_key(record.agent)).etag != etag:
             break
     else:

@@ -57,7 +57,8 @@ class RedactingFilter(logging.Filter):
 
     def redact(self, text: str) -> str:
         """Return `text` with every known value replaced."""
-        for value in self._values:
+        # The longest first: one value may be the beginning of another.
+        for value in sorted(self._values, key=len, reverse=True):
             text = text.replace(value, REDACTED)
         return text
 
