@@ -9,7 +9,7 @@ demo: .venv/ready          ## launch an agent, move it there and back, prove tha
 	$(BIN)/lobstertrap demo $(ARGS)
 
 test: .venv/ready          ## every test that this machine can run
-	$(BIN)/pytest -n 3 --dist loadgroup $(ARGS)
+	$(BIN)/pytest -n 3 --dist loadfile $(ARGS)
 
 check: .venv/ready         ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -13,18 +13,6 @@ pytest_plugins = [
 ]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(
-    config: pytest.Config, items: list[pytest.Item]
-) -> None:
-    """Keep what shares servers on one worker: a file, and all that use the cluster."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            cluster = item.get_closest_marker("kubernetes")
-            group = "cluster" if cluster else item.path.name
-            item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item,
