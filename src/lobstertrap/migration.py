@@ -300,8 +300,7 @@ def rollback(handle: AgentHandle) -> str | None:
 
 def _restart_source(handle: AgentHandle, source: str) -> None:
     status = handle.target(source).status(handle.spec)
-    if status.phase == "running" and status.epoch == handle.record().epoch:
-        return
+    # Also one that runs: an interrupted stop may have told it to end already.
     lifecycle.prove_stopped(handle, source)
     image = status.image or handle.target(source).ensure_image(handle.spec)
     lifecycle.start(handle, source, image=image)
