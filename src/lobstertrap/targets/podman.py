@@ -10,8 +10,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from tenacity import retry, retry_if_exception, stop_after_delay, wait_fixed
-
 from lobstertrap.agent import AgentSpec
 from lobstertrap.errors import (
     Conflict,
@@ -43,8 +41,6 @@ from lobstertrap.targets.podman_status import (
 )
 
 _SETTLE_SECONDS = 5.0
-_BETWEEN = "container state improper"
-"""What Podman says of a container whose end it has not finished noting down."""
 
 
 class PodmanTarget:
@@ -328,12 +324,6 @@ class PodmanTarget:
             )
         return found
 
-    @retry(
-        retry=retry_if_exception(lambda error: _BETWEEN in str(error)),
-        stop=stop_after_delay(10),
-        wait=wait_fixed(0.2),
-        reraise=True,
-    )
     def _delete_container(self, identity: str) -> None:
         # Without force: one that runs after all is never removed here.
         self._api.delete(f"/containers/{identity}", v=False)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from tenacity import retry, retry_if_exception, stop_after_delay, wait_fixed
+
 from lobstertrap.errors import (
     AccessDenied,
     Conflict,
@@ -28,6 +30,8 @@ _API_VERSION: Final = "4.0.0"
 _CONNECT_SECONDS: Final = 10.0
 _READ_SECONDS: Final = 120.0
 _FRAME_HEADER: Final = 8
+_BETWEEN: Final = "container state improper"
+"""What Podman says of a container whose end it has not finished noting down."""
 _START_HINT = (
     "start it: `systemctl --user start podman.socket`, "
     "or `systemctl start podman.socket` as root"
@@ -75,6 +79,12 @@ class PodmanApi:
             data = json.dumps(body).encode()
         return self._json("POST", path, params, data=data, seconds=seconds)
 
+    @retry(
+        retry=retry_if_exception(lambda error: _BETWEEN in str(error)),
+        stop=stop_after_delay(10),
+        wait=wait_fixed(0.2),
+        reraise=True,
+    )
     def delete(
         self, path: str, *, seconds: float = _READ_SECONDS, **params: Any
     ) -> bool:
