@@ -2,14 +2,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+MINUTES ?= 30
 
-.PHONY: demo test check bench cluster cluster-down format lock clean
+.PHONY: demo test chaos check bench cluster cluster-down format lock clean
 
 demo: .venv/ready          ## launch an agent, move it there and back, prove that nothing was lost
 	$(BIN)/lobstertrap demo $(ARGS)
 
 test: .venv/ready          ## every test that this machine can run
 	$(BIN)/pytest -n 3 --dist loadfile $(ARGS)
+
+chaos: .venv/ready         ## the long proof: MINUTES=30, LOBSTERTRAP_SEED=n repeats a run
+	LOBSTERTRAP_CHAOS_MINUTES=$(MINUTES) $(BIN)/pytest -m long $(ARGS)
 
 check: .venv/ready         ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
