@@ -249,7 +249,7 @@ def test_a_record_that_cannot_be_read_is_a_row_and_no_abort(project, capsys):
 
 def test_ctrl_c_is_130_and_says_so(project):
     code = (
-        "import sys; sys.argv[1:] = ['status']; import lobstertrap.cli.survey as s\n"
+        "import sys; sys.argv[1:] = ['status']; import lobstertrap.survey as s\n"
         "def ask(*_): raise KeyboardInterrupt\n"
         "s.survey = ask\n"
         "from lobstertrap.cli import main; main()"
@@ -273,7 +273,7 @@ def test_ctrl_c_is_130_and_says_so(project):
 def test_what_breaks_in_the_wake_of_ctrl_c(project, raised, code, said):
     """Prefect breaks in odd ways; a rollback that failed has to be told."""
     program = (
-        "import sys; sys.argv[1:] = ['status']; import lobstertrap.cli.survey as s\n"
+        "import sys; sys.argv[1:] = ['status']; import lobstertrap.survey as s\n"
         "from lobstertrap import errors\n"
         "def ask(*_):\n"
         "    try: raise KeyboardInterrupt\n"
@@ -465,12 +465,15 @@ def test_a_running_agent_is_not_removed(tally, capsys):
     assert "it runs" in capsys.readouterr().err
 
 
-def test_the_only_copy_of_the_state_is_not_removed(tally, capsys):
-    run(["stop", "tally"])
+def test_the_only_copy_of_the_state_is_saved_before_it_is_removed(tally, capsys):
+    run(["stop", "tally", "--json"])
+    capsys.readouterr()
 
-    assert run(["remove", "tally", "--volumes", "--yes"]) == 3
-    assert "the only copy" in capsys.readouterr().err
-    assert [*(tally / "desk").rglob("state")]
+    assert run(["remove", "tally", "--volumes", "--yes", "--json"]) == 0
+    saved = json.loads(capsys.readouterr().out)["snapshot"]
+    assert not [*(tally / "desk").rglob("transcript.jsonl")]
+    assert run(["restore", "tally", "--to", "shelf", "--snapshot", saved]) == 0
+    assert [*(tally / "shelf").rglob("transcript.jsonl")]
 
 
 def test_remove_keeps_the_volumes(tally, capsys):

@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 
 from lobstertrap.agent import AgentSpec
-from lobstertrap.cli.rows import agent_rows, target_rows
-from lobstertrap.cli.survey import Survey
+from lobstertrap.cli.rows import agent_cells, target_cells
 from lobstertrap.lease import AgentRecord, Holder, Journal, Operation
+from lobstertrap.survey import Survey
 from lobstertrap.targets.base import AgentStatus
+from lobstertrap.whereabouts import agent_rows, target_rows
 
 SPEC = AgentSpec.model_validate(
     {"name": "ada", "image": "x", "volumes": [{"name": "state", "path": "/state"}]}
@@ -37,7 +38,7 @@ def seen(record=RECORD, *, laptop=RUNNING, server=ABSENT, **more) -> Survey:
 def test_an_agent_that_is_as_it_should_be_has_one_row_without_notes():
     (row,) = agent_rows(seen())
 
-    assert row.cells(1120.0) == [
+    assert agent_cells(row, 1120.0) == [
         "ada",
         "laptop",
         "running",
@@ -85,7 +86,7 @@ def test_a_silent_target_is_a_row_with_the_reason():
     rows = target_rows(seen(laptop=None, bad_targets={"laptop": "connection refused"}))
 
     assert [row.name for row in rows if row.problem] == ["laptop"]
-    assert rows[-1].cells()[-1] == "connection refused"
+    assert target_cells(rows[-1])[-1] == "connection refused"
 
 
 def test_a_second_copy_that_runs_has_a_row_that_says_so():
@@ -93,6 +94,7 @@ def test_a_second_copy_that_runs_has_a_row_that_says_so():
 
     assert (stray.target, stray.state, stray.epoch) == ("server", "running", 6)
     assert stray.notes == ("must not run here: lobstertrap stop ada --on server",)
+    assert stray.drift == stray.notes
 
 
 def test_the_destination_of_an_open_migration_is_no_stray():

@@ -33,8 +33,9 @@ def status(
 
     Exits with 1 when a target or the store did not answer; the rows say which.
     """
-    from lobstertrap.cli.rows import COLUMNS, agent_rows, target_rows  # noqa: PLC0415
-    from lobstertrap.cli.survey import survey  # noqa: PLC0415 - not for --help
+    from lobstertrap.cli.rows import COLUMNS, agent_cells, target_cells  # noqa: PLC0415
+    from lobstertrap.survey import survey  # noqa: PLC0415 - not for --help
+    from lobstertrap.whereabouts import agent_rows, target_rows  # noqa: PLC0415
 
     config = load_config()
     if agent is not None:
@@ -51,8 +52,8 @@ def status(
         )
     else:
         now = time.time()
-        rows = [row.cells(now) for row in agents]
-        rows += [row.cells() for row in targets if row.problem]
+        rows = [agent_cells(row, now) for row in agents]
+        rows += [target_cells(row) for row in targets if row.problem]
         print_table(COLUMNS, rows)
         if found.bad_store:
             print(f"store: {printable(found.bad_store)}", file=sys.stderr)  # noqa: T201
