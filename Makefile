@@ -21,7 +21,9 @@ check: .venv/ready         ## format, lint, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/ready         ## the snapshot engine beside restic (apt-get install restic)
+bench: .venv/ready         ## the snapshot engine beside its peers; as root it installs them
+	@for peer in restic borg zstd; do command -v $$peer || test "$$(id -u)" != 0 || \
+	  apt-get install -qy restic borgbackup zstd; done >/dev/null || true
 	$(BIN)/python -m benchmarks.snapshots $(ARGS)
 
 cluster: .venv/ready       ## a real single-node Kubernetes; prints its kubeconfig (root)

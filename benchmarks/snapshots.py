@@ -1,12 +1,16 @@
-"""Snapshots measured against restic: same data, same store, same run, medians.
+"""Snapshots measured beside peers: same data, same store, same run, medians.
 
     python benchmarks/snapshots.py [WORK_DIRECTORY] [--sets agent small big]
-        [--scale 0.5] [--rounds 3] [--store directory|s3] [--json]
+        [--scale 0.5] [--rounds 3] [--store directory|s3] [--requests]
+        [--programs lobstertrap restic borg tar+zstd limit] [--into DIR] [--json]
 
-Steps: first snapshot, unchanged, after a change of 1% and appends, restore into an
-empty directory, restore onto the copy from before the change. Wall and client CPU
-seconds, peak RSS, and what the store holds. restic is the one that is installed;
-without it only our own numbers are printed. `s3` needs rclone from the test group.
+Steps: first snapshot, unchanged, restore into an empty directory, after a change of 1%
+and appends, restore onto the copy from before the change. Wall and client CPU seconds,
+peak RSS, and by how much the store grew. The peers are those that are installed; borg
+has a local directory, tar+zstd is not encrypted, and the limit is a first snapshot
+that only reads, compresses and uploads. `s3` needs rclone from the test group. `--into`
+restores elsewhere (tmpfs, say); `--requests` counts them in one more round, through a
+proxy.
 """
 
 from __future__ import annotations
@@ -16,175 +20,57 @@ import json
 import os
 import platform
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+
+from benchmarks.measure import Measured, Store, open_store
+from benchmarks.programs import PROGRAMS, Program, present
 
 HERE = Path(__file__).resolve().parent
-KEY = "benchmark"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """One run of one program."""
-
-    wall: float
-    cpu: float
-    rss: float
-
-
-def measure(
-    command: list[str], environment: dict[str, str], text: str | None = None
-) -> Measured:
-    """Run a program to its end and return what it cost."""
-    started = time.monotonic()
-    with subprocess.Popen(
-        command,
-        env=os.environ | environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        if process.stdin is None or process.stdout is None:
-            raise RuntimeError
-        process.stdin.write(text or "")
-        process.stdin.close()
-        output = process.stdout.read()
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"{command[:3]} failed: {output[-2000:]}")
-    return Measured(
-        wall=time.monotonic() - started,
-        cpu=used.ru_utime + used.ru_stime,
-        rss=used.ru_maxrss / 1024,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Store:
-    """Where both programs put their objects."""
-
-    directory: Path
-    endpoint: str | None = None
-
-
-class Program(Protocol):
-    """One of the programs that are compared."""
-
-    name: str
-
-    def snapshot(self, source: Path) -> Measured:
-        """Take a snapshot."""
-
-    def restore(self, into: Path) -> Measured:
-        """Restore the latest one."""
-
-
-class LobsterTrap:
-    """Our mover, as targets run it."""
-
-    name = "lobstertrap"
-
-    def __init__(self, store: Store, work: Path) -> None:
-        self._store = store
-        self._environment = {"XDG_CACHE_HOME": str(work / "cache-lobstertrap")}
-
-    def snapshot(self, source: Path) -> Measured:
-        """Take a snapshot."""
-        return self._run("snapshot", source, consistency="stopped", tags={})
-
-    def restore(self, into: Path) -> Measured:
-        """Restore the latest one."""
-        return self._run("restore", into, snapshot="latest", delete_extra=True)
-
-    def _run(self, command: str, path: Path, **more: Any) -> Measured:
-        place = {"url": self._store.directory.joinpath("lobstertrap").as_uri()}
-        if self._store.endpoint:
-            place = {
-                "url": "s3://bench/lobstertrap",
-                "endpoint": self._store.endpoint,
-                "access_key": "bench",
-                "secret_key": "benchmark",
-                "region": "us-east-1",
-            }
-        owner = [os.getuid(), os.getgid()]
-        request = {
-            "version": 1,
-            "command": command,
-            "agent": "bench",
-            "volumes": {"data": str(path)},
-            "local_owner": owner,
-            "owner": owner,
-            "store": place,
-            "key": KEY,
-            "cache": True,
-            **more,
-        }
-        mover = [sys.executable, "-m", "lobstertrap.mover"]
-        return measure(mover, self._environment, json.dumps(request) + "\n")
-
-
-class Restic:
-    """The peer."""
-
-    name = "restic"
-
-    def __init__(self, store: Store, work: Path) -> None:
-        place = str(store.directory / "restic")
-        if store.endpoint:
-            place = f"s3:{store.endpoint}/bench/restic"
-        self._environment = {
-            "RESTIC_REPOSITORY": place,
-            "RESTIC_PASSWORD": KEY,
-            "RESTIC_CACHE_DIR": str(work / "cache-restic"),
-            "AWS_ACCESS_KEY_ID": "bench",
-            "AWS_SECRET_ACCESS_KEY": "benchmark",
-        }
-        measure(["restic", "init", "-q"], self._environment)
-
-    def snapshot(self, source: Path) -> Measured:
-        """Take a snapshot."""
-        return measure(["restic", "backup", "-q", str(source)], self._environment)
-
-    def restore(self, into: Path) -> Measured:
-        """Restore the latest one."""
-        command = ["restic", "restore", "-q", "latest", "--target", str(into)]
-        return measure(command, self._environment)
+FIELDS = ("wall", "cpu", "rss", "stored")
+Steps = dict[str, Measured]
 
 
 def run_steps(
-    program: Program, data: Path, work: Path, kind: str
-) -> dict[str, Measured]:
+    program: Program, store: Store, data: Path, asked: argparse.Namespace
+) -> Steps:
     """Run every step once and return what each cost."""
-    source = work / "source"
+    kind = data.name.split("-")[1]
+    source = asked.work / "source"
     _copy(data, source)
     time.sleep(2.5)  # so that the files are old enough to be trusted
-    steps: dict[str, Measured] = {}
+    steps: Steps = {}
 
-    def note(step: str, cost: Measured) -> None:
-        steps[step] = cost
+    def note(step: str, run: Callable[[Path], Measured], path: Path) -> None:
+        before, asked_before = store.stored(), Counter(store.requests or {})
+        cost = run(path)
+        os.sync()
+        requests = dict(Counter(store.requests or {}) - asked_before)
+        grown = store.stored() - before
+        steps[step] = cost = replace(cost, stored=grown, requests=requests)
         print(f"{kind} {program.name} {step}: {cost}", file=sys.stderr, flush=True)
 
-    note("first", program.snapshot(source))
-    note("unchanged", program.snapshot(source))
-    out, old = work / "out", work / "old"
-    note("restore", program.restore(out))
-    os.sync()
-    generate = [sys.executable, HERE / "generate.py", "change", kind, source]
-    subprocess.run(generate, check=True)
-    note("changed", program.snapshot(source))
-    out.rename(old)
-    note("restore onto old", program.restore(old))
+    out, old = asked.into / "out", asked.into / "old"
+    for left in (out, old):
+        shutil.rmtree(left, ignore_errors=True)
+    note("first", program.snapshot, source)
+    if program.restores:
+        note("unchanged", program.snapshot, source)
+        note("restore", program.restore, out)
+        generate = [sys.executable, HERE / "generate.py", "change", kind, source]
+        subprocess.run(generate, check=True)
+        note("changed", program.snapshot, source)
+        out.rename(old)
+        note("restore onto old", program.restore, old)
+        shutil.rmtree(old)
     shutil.rmtree(source)
-    shutil.rmtree(old)
     return steps
 
 
@@ -194,98 +80,101 @@ def _copy(data: Path, source: Path) -> None:
     os.sync()
 
 
-@contextmanager
-def open_store(kind: str, work: Path) -> Iterator[Store]:
-    """Yield a fresh store; for `s3` behind rclone's server, which costs least."""
-    directory = work / "store"
-    shutil.rmtree(directory, ignore_errors=True)
-    (directory / "bench").mkdir(parents=True)
-    if kind == "directory":
-        yield Store(directory=directory)
-        return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    rclone = Path(sys.executable).with_name("rclone")
-    options = ["--auth-key", "bench,benchmark", "--vfs-cache-mode", "off"]
-    command = [rclone, "serve", "s3", directory, "--addr", address, *options]
-    with subprocess.Popen(
-        [*command, "--config", "/dev/null"], stderr=subprocess.DEVNULL
-    ) as server:
-        try:
-            time.sleep(1)
-            yield Store(directory=directory, endpoint=f"http://{address}")
-        finally:
-            server.terminate()
-
-
-def stored_bytes(directory: Path) -> int:
-    """Return what the objects below a directory take."""
-    return sum(p.stat().st_size for p in directory.rglob("*") if p.is_file())
-
-
-def compare(kind: str, asked: argparse.Namespace) -> dict[str, Any]:
-    """Measure all programs on one data set; medians by step."""
-    work: Path = asked.work
-    data = work / f"data-{kind}-{asked.scale}"
+def compare(
+    kind: str, programs: list[type[Program]], asked: argparse.Namespace
+) -> dict[str, Any]:
+    """Measure all programs on one data set, in turns; medians by step."""
+    data = asked.work / f"data-{kind}-{asked.scale}"
     if not data.exists():
         command = [sys.executable, HERE / "generate.py", "make", kind, data]
         subprocess.run([*command, "--scale", str(asked.scale)], check=True)
-    programs = [LobsterTrap] + ([Restic] if shutil.which("restic") else [])
-    rows: dict[str, dict[str, Any]] = {}
-    for program in programs:
-        runs = []
-        for _ in range(asked.rounds):
-            shutil.rmtree(work / f"cache-{program.name}", ignore_errors=True)
-            with open_store(asked.store, work) as store:
-                runs.append(run_steps(program(store, work), data, work, kind))
-                size = stored_bytes(store.directory)
-        rows[program.name] = {
-            step: {
-                field: statistics.median(asdict(run[step])[field] for run in runs)
-                for field in ("wall", "cpu", "rss")
-            }
-            for step in runs[0]
-        } | {"stored": size}
-    return rows
+    runs: dict[str, list[Steps]] = {program.name: [] for program in programs}
+    counted: dict[str, Steps] = {}
+    for number in range(asked.rounds + asked.requests):
+        count = number == asked.rounds
+        for program in programs:
+            shutil.rmtree(asked.work / f"cache-{program.name}", ignore_errors=True)
+            with open_store(asked.store, asked.work, count=count) as store:
+                steps = run_steps(program(store, asked.work), store, data, asked)
+            if count:
+                counted[program.name] = steps
+            else:
+                runs[program.name].append(steps)
+    return {name: _medians(runs[name], counted.get(name, {})) for name in runs}
+
+
+def _medians(runs: list[Steps], counted: Steps) -> dict[str, dict[str, Any]]:
+    return {
+        step: {
+            field: statistics.median(getattr(run[step], field) for run in runs)
+            for field in FIELDS
+        }
+        | ({"requests": counted[step].requests} if step in counted else {})
+        for step in runs[0]
+    }
 
 
 def show(kind: str, rows: dict[str, dict[str, Any]]) -> None:
-    """Print one table."""
-    ours, peer = rows["lobstertrap"], rows.get("restic")
-    print(f"\n{kind}: seconds wall / client CPU / MB RSS; ratio = restic / lobstertrap")
-    for step, here in ours.items():
-        if step == "stored":
-            there = f" restic {peer['stored'] / 1e6:.0f} MB" if peer else ""
-            print(f"  {'stored after all':18} {here / 1e6:.0f} MB{there}")
-            continue
-        line = f"  {step:18} {_cell(here)}"
-        if peer:
-            that = peer[step]
-            wall, cpu = that["wall"] / here["wall"], that["cpu"] / here["cpu"]
-            line += f"   restic {_cell(that)}   ratio {wall:.2f} / {cpu:.2f}"
-        print(line)
+    """Print one table, and what the peers need as multiples of what we do."""
+    print(f"\n{kind}: s wall / s client CPU / MB peak RSS / MB stored [requests]\n")
+    print("| step | " + " | ".join(rows) + " |")
+    print("|---" * (len(rows) + 1) + "|")
+    steps = [*next(iter(rows.values()))]
+    for step in steps:
+        cells = (_cell(row.get(step)) for row in rows.values())
+        print(f"| {step} | " + " | ".join(cells) + " |")
+    ours = rows.get("lobstertrap", {})
+    peers = {name: row for name, row in rows.items() if ours and row is not ours}
+    for step in ours if peers else ():
+        ratios = (_ratios(row.get(step), ours[step]) for row in peers.values())
+        print(f"| {step}: ratio | | " + " | ".join(ratios) + " |")
 
 
-def _cell(cost: dict[str, float]) -> str:
-    return f"{cost['wall']:6.2f} /{cost['cpu']:6.2f} /{cost['rss']:4.0f}"
+def _cell(cost: dict[str, Any] | None) -> str:
+    if cost is None:
+        return ""
+    text = f"{cost['wall']:.2f} / {cost['cpu']:.2f} / {cost['rss']:.0f}"
+    text += f" / {cost['stored']:.1f}"
+    if "requests" in cost:
+        counts = sorted(cost["requests"].items())
+        text += " [" + " ".join(f"{n} {count}" for n, count in counts) + "]"
+    return text
+
+
+def _ratios(peer: dict[str, Any] | None, ours: dict[str, Any]) -> str:
+    if peer is None:
+        return ""
+    return " / ".join(
+        f"{peer[field] / ours[field]:.2f}" if ours[field] > 0.05 else "-"  # noqa: PLR2004 - less means nothing
+        for field in FIELDS
+    )
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("work", type=Path, nargs="?", default=Path(".bench"))
     parser.add_argument("--sets", nargs="+", default=["agent", "small", "big"])
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--store", choices=("directory", "s3"), default="s3")
+    parser.add_argument(
+        "--programs", nargs="+", choices=PROGRAMS, default=[*PROGRAMS], metavar="NAME"
+    )
+    parser.add_argument("--requests", action="store_true", help="count them too (s3)")
+    parser.add_argument("--into", type=Path, help="restore below this directory")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     asked.work = asked.work.resolve()
-    asked.work.mkdir(parents=True, exist_ok=True)
+    asked.into = (asked.into or asked.work).resolve()
+    for directory in (asked.work, asked.into):
+        directory.mkdir(parents=True, exist_ok=True)
     tables = {}
+    programs = present(asked.programs)
     for kind in asked.sets:
-        tables[kind] = compare(kind, asked)
+        tables[kind] = compare(kind, programs, asked)
         if not asked.json:
             show(kind, tables[kind])
     if asked.json:
