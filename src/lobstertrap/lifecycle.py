@@ -182,8 +182,9 @@ def take_snapshot(
     """Take a snapshot of the agent's volumes beside them; returns the mover's result.
 
     With "stopped" the agent must not run: `Refused` otherwise. `purpose` is kept as a
-    tag: "asked for", "pre-copy", "migration" or "before-restore". `check` is called
-    when the mover is done, before the snapshot becomes the agent's last one.
+    tag: "asked for", "pre-copy", "migration", "before-restore" or "before-removal".
+    `check` is called when the mover is done, before the snapshot becomes the agent's
+    last one.
     """
     target = handle.target(target_name)
     if consistency == "stopped" and target.status(handle.spec).phase == "running":
@@ -286,27 +287,49 @@ def finish_restore(handle: AgentHandle) -> None:
     handle.lease.update(lambda now: replace(now, restoring=None))
 
 
-def remove(handle: AgentHandle, target_name: str, *, volumes: bool) -> None:
+def remove(handle: AgentHandle, target_name: str, *, volumes: bool) -> str | None:
     """Remove a stopped agent from a target; its volumes only when asked.
 
-    Raises `Refused` while it runs there, or when the volumes are the only copy that
-    the record knows of (no snapshot has ever been taken).
+    What volumes hold is snapshotted before they are removed, and the snapshot's id is
+    returned. A stale copy (the agent lives elsewhere) goes without, if the home shows
+    the agent's volumes. Raises `Refused` while it runs there, or while that copy may be
+    the only one.
     """
     refuse_unfinished(handle)
     record = handle.record()
-    if volumes and record.target == target_name and record.snapshot is None:
-        raise Refused(
-            f"the volumes on '{target_name}' are the only copy of agent "
-            f"'{handle.spec.name}'",
-            hint=f"lobstertrap snapshot {handle.spec.name} first",
-        )
     target = handle.target(target_name)
     bar_latecomers(handle, target)
+    saved = _save_before_removal(handle, target, record) if volumes else None
     if record.target == target_name and target.status(handle.spec).phase != "running":
         handle.lease.update(lambda now: replace(now, state="stopped"))
     target.remove(handle.spec, volumes=volumes)
     if volumes and record.target == target_name:
         handle.lease.update(lambda now: replace(now, target=None))
+    return saved
+
+
+def _save_before_removal(
+    handle: AgentHandle, target: Target, record: AgentRecord
+) -> str | None:
+    """See to it that the state outlives the volumes on `target`."""
+    status = target.status(handle.spec)
+    if not status.volumes or status.phase == "running":  # refused by the target itself
+        return None
+    home = record.target
+    stale = record.snapshot is not None if home is None else home != target.name
+    if not stale:
+        return str(
+            take_snapshot(
+                handle, target.name, consistency="stopped", purpose="before-removal"
+            )["snapshot"]
+        )
+    if home and not handle.target(home).status(handle.spec).volumes:
+        raise Refused(
+            f"agent '{handle.spec.name}' lives on '{home}', which does not show its "
+            f"volumes: those on '{target.name}' may be the only copy",
+            hint=f"lobstertrap restore {handle.spec.name} --to {home} first",
+        )
+    return None
 
 
 def refuse_unfinished(handle: AgentHandle) -> None:

@@ -65,10 +65,11 @@ def stop(process: Process) -> None:
         lifecycle.stop(handle, handle.home())
 
 
-def remove(process: Process, on: str) -> None:
-    """Run `lobstertrap remove ada --on ON`."""
+def remove(process: Process, on: str, *, volumes: bool = False) -> str | None:
+    """Run `lobstertrap remove ada --on ON`, with `--volumes --yes` when asked."""
+    process.world.given_up |= volumes
     with hold(process, AGENT.name, "remove") as operation:
-        lifecycle.remove(process.handle(operation), on, volumes=False)
+        return lifecycle.remove(process.handle(operation), on, volumes=volumes)
 
 
 @contextmanager

@@ -77,6 +77,8 @@ class World:
     """Every message that the agent acknowledged at its home: what may never be lost."""
     home: str | None = None
     epoch: int = 0
+    given_up: bool = False
+    """Somebody asked for the volumes to be removed: the repository has the copy."""
     clock: float = 1_000_000.0
     violations: list[str] = field(default_factory=list)
 
@@ -112,7 +114,8 @@ class World:
             self._write(place, record)
         here = any(self._is_complete(place) for place in self.places.values())
         # A restore in place goes through the repository, which has both states.
-        saved = bool(record and record.restoring and self._is_saved())
+        on_disk_only = not (self.given_up or (record and record.restoring))
+        saved = not on_disk_only and self._is_saved()
         self.expect(here or saved, "no complete copy of the state")
 
     def _follow(self, record: AgentRecord | None) -> None:

@@ -95,8 +95,7 @@ def remove(
 ) -> None:
     """Remove a stopped agent from a target.
 
-    Its volumes stay, unless --volumes is given; they are never removed while they are
-    the only copy that is known.
+    Its volumes stay, unless --volumes is given; then a snapshot of them is taken first.
     """
     from lobstertrap import lifecycle  # noqa: PLC0415 - not for --help
     from lobstertrap.cli import watch  # noqa: PLC0415
@@ -107,10 +106,11 @@ def remove(
         config.require_target(on)
     if volumes and not yes:
         _ask(f"remove the volumes of agent '{agent}'?")
-    with watch.shown(), config.hold(agent, "remove", repository=False) as handle:
+    with watch.shown(), config.hold(agent, "remove", repository=volumes) as handle:
         target = on or handle.home()
-        lifecycle.remove(handle, target, volumes=volumes)
-    removed = {"agent": agent, "target": target, "volumes_removed": volumes}
+        saved = lifecycle.remove(handle, target, volumes=volumes)
+    removed: dict[str, object] = {"agent": agent, "target": target}
+    removed |= {"volumes_removed": volumes, "snapshot": saved}
     print_result(removed, as_json=as_json)
 
 
@@ -120,7 +120,7 @@ def _ask(question: str) -> None:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise InvalidInput(
             "volumes are removed only with --yes where nobody can be asked",
-            hint="add --yes if their state may be lost",
+            hint="add --yes; a snapshot of them is taken first",
         )
     if not typer.confirm(question, err=True):
         raise Refused("nothing was removed", hint="answer y, or add --yes")
