@@ -133,7 +133,8 @@ def packages_layer(layer: Layer) -> None:
     """Fill a layer with the mover's dependencies, as they are installed here."""
     binaries = []
     for name, source in _package_files():
-        layer.file(f"{APPLICATION}/{name}", source)
+        add = layer.module if source.suffix == ".py" else layer.file
+        add(f"{APPLICATION}/{name}", source)
         if ".so" in source.suffixes:
             binaries.append(source)
     add_libraries(layer, binaries)
@@ -144,12 +145,12 @@ def own_layer(layer: Layer) -> None:
     layer.text(REQUEST, "")
     for source in _own_files():
         name = source.relative_to(_own_root().parent)
-        layer.file(f"{APPLICATION}/{name}", source)
+        layer.module(f"{APPLICATION}/{name}", source)
 
 
 def mover_digest() -> str:
     """Return the digest (hex) of everything that a mover image is made of."""
-    total = hashlib.sha256(f"{sys.version} {_PREFIX} 1\n".encode())
+    total = hashlib.sha256(f"{sys.version} {_PREFIX} 2\n".encode())
     for dist in _distributions():
         total.update(f"{dist.name} {dist.version}\n".encode())
     for source in _own_files():
