@@ -11,6 +11,7 @@
     │   ├── Unhealthy           the agent ran but never became ready
     │   ├── NoSpace             a disk or a quota is full
     │   └── Refused             it would be unsafe, so it was not done
+    │       ├── Held            another operation, which is alive, holds the agent
     │       └── LeaseLost       somebody else holds the agent now
     └── Transient               the same call may succeed later
         ├── Unavailable         a store, a target or a server does not answer
@@ -92,6 +93,10 @@ class Refused(Permanent):
     """It would be unsafe (two running copies, no complete copy), so it was not done."""
 
     exit_code = 3
+
+
+class Held(Refused):
+    """Another operation, which is alive, holds the agent."""
 
 
 class LeaseLost(Refused):

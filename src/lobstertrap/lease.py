@@ -29,6 +29,7 @@ from typing import Literal
 
 from lobstertrap.errors import (
     Conflict,
+    Held,
     InvalidInput,
     LeaseLost,
     LobsterTrapError,
@@ -263,7 +264,7 @@ def hold(
 ) -> Iterator[Lease]:
     """Hold the agent for one operation: acquire, renew in the background, release.
 
-    Raises `Refused` when another operation holds it and is alive. A lease left by a
+    Raises `Held` when another operation holds it and is alive. A lease left by a
     dead process is taken over: at once when it can be seen to be dead, after `ttl`
     seconds of silence otherwise.
     """
@@ -341,7 +342,7 @@ def _wait_until_abandoned(
         return
     now = _read_or_new(store, record.agent)[0].operation
     if now is not None:
-        raise Refused(
+        raise Held(
             f"agent '{record.agent}' is held: {now}",
             hint="wait for it to end (`lobstertrap status` shows it), then try again",
         )
