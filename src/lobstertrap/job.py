@@ -45,6 +45,9 @@ class MoverJob:
     agent: str
     volumes: tuple[str, ...]
     request: Mapping[str, Any] = field(repr=False)
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """For a snapshot of what is not ours, by volume: a path, an engine's volume, or
+    `namespace/claim[/path]`; see `lobstertrap.adopt`."""
 
     def to_json(self, paths: Mapping[str, str], *, owner: tuple[int, int]) -> str:
         """Return the one line for the mover's standard input.

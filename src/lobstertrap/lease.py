@@ -115,6 +115,22 @@ class Journal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Adopted:
+    """Somebody else's deployment that still has the agent's state, and may run."""
+
+    target: str
+    original: str
+    """Its name there: nothing of ours is launched before it is stopped for good."""
+    sources: dict[str, str]
+    """Where its state is, as the target names it, by the spec's volume."""
+    step: Literal["kept", "switching", "retiring"] = "kept"
+    """`kept`: it is left alone; `switching`: its place is being taken; `retiring`: ours
+    is the agent, and what is left is to make sure that the original stays ended."""
+    was_running: bool = False
+    """Whether it ran when the switch began."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AgentRecord:
     """The truth about one agent, as the store has it."""
 
@@ -133,10 +149,14 @@ class AgentRecord:
     restoring: str | None = None
     """The snapshot that a restore has begun to write over the volumes; nothing is
     launched, and no snapshot taken, until that restore is finished."""
+    adopted: Adopted | None = None
+    """The original of an adopted agent, until the agent has taken its place."""
 
     def to_json(self) -> bytes:
         """Return the stored form."""
         body = {"version": RECORD_VERSION, **asdict(self)}
+        if self.adopted is None:  # so that older programs read what is not adopted
+            del body["adopted"]
         return json.dumps(body, indent=1).encode()
 
     @classmethod
@@ -152,11 +172,13 @@ class AgentRecord:
                     hint="install a newer lobstertrap",
                 )
             operation, migration = raw.pop("operation"), raw.pop("migration")
+            adopted = raw.pop("adopted", None)
             if operation:
                 operation["holder"] = Holder(**operation["holder"])
             return cls(
                 operation=Operation(**operation) if operation else None,
                 migration=Journal(**migration) if migration else None,
+                adopted=Adopted(**adopted) if adopted else None,
                 **raw,
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -8,9 +8,10 @@ a crash between the two the record says what should be and running it again make
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, Literal
 
 from lobstertrap import progress
@@ -104,6 +105,7 @@ def launch(handle: AgentHandle, target_name: str) -> AgentStatus:
 def start(handle: AgentHandle, target_name: str, *, image: str) -> int:
     """Raise the epoch, then run the agent under it on the target; return the epoch."""
     target = handle.target(target_name)
+    refuse_adopted(handle, unless="switching")
     _refuse_nothing(handle, target)
     bar_latecomers(handle, target)
     secrets = handle.secrets()
@@ -178,6 +180,7 @@ def take_snapshot(
     consistency: Consistency,
     purpose: str = "asked for",
     check: Callable[[], None] = lambda: None,
+    sources: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Take a snapshot of the agent's volumes beside them; returns the mover's result.
 
@@ -196,6 +199,7 @@ def take_snapshot(
         "stopped" if consistency in ("stopped", "frozen") else "live"
     )
     job = _job(handle, "snapshot", consistency=still, tags=tags, turn=turn)
+    job = replace(job, sources=sources)  # where the state is, while it is not ours
     label = f"snapshot {handle.spec.name} on {target_name}"
     result = target.run_mover(handle.spec, job, _watch(handle, label))
     check()
@@ -251,7 +255,7 @@ def prepare_restore(handle: AgentHandle, target_name: str, snapshot: str) -> str
     is one. Raises `Refused` when the agent lives on another target.
     """
     record, target = handle.record(), handle.target(target_name)
-    if record.migration is not None:
+    if record.migration is not None or record.adopted is not None:
         refuse_unfinished(handle)
     _refuse_other_home(handle, target_name)
     if record.restoring is not None:
@@ -347,6 +351,19 @@ def refuse_unfinished(handle: AgentHandle) -> None:
         raise Refused(
             f"a restore of agent '{name}' on '{record.target}' is unfinished",
             hint=f"lobstertrap restore {name} --to {record.target}",
+        )
+    refuse_adopted(handle)
+
+
+def refuse_adopted(handle: AgentHandle, *, unless: str = "") -> None:
+    """Raise `Refused` while the original of an adopted agent may still run."""
+    adopted, name = handle.record().adopted, handle.spec.name
+    if adopted is not None and adopted.step != unless:
+        raise Refused(
+            f"agent '{name}' is adopted: its original, {adopted.original} on "
+            f"'{adopted.target}', still has its place",
+            hint=f"lobstertrap adopt {adopted.target} {name} --switch stops that one "
+            "for good and runs this one",
         )
 
 

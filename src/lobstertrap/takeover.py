@@ -46,6 +46,7 @@ def examine(record: AgentRecord, handle: AgentHandle, to: str) -> OldHome:
         return OldHome(
             target=home, epoch=record.epoch, answers=False, why=error.message
         )
+    lifecycle.refuse_adopted(handle)  # who answers may still run the original
     if status.phase == "running":
         raise Refused(
             f"agent '{name}' runs on '{home}', which answers: nothing is gone",
@@ -78,6 +79,7 @@ def take_over(handle: AgentHandle, to: str, snapshot: str) -> str:
             target=to,
             restoring=snapshot,
             migration=None,
+            adopted=None,  # gone with its target, as the person says who asked
             snapshot=snapshot,
         )
     )

@@ -177,6 +177,7 @@ class HostTarget:
         """
         instance, about = self._instance(agent), self._about(agent)
         paths = {name: instance.volumes / name for name in job.volumes}
+        paths |= {name: Path(source) for name, source in job.sources.items()}
         reads = job.command == "snapshot"
         absent = [name for name, path in paths.items() if not path.is_dir()]
         if reads and absent:

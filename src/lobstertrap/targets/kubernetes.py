@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -77,6 +78,7 @@ class KubernetesTarget:
         egress: Sequence[str] = (),
     ) -> None:
         self._name = name
+        self._access = access
         self._api = KubernetesApi(name, access, namespace)
         self._namespace = namespace
         self._platform = platform
@@ -230,6 +232,8 @@ class KubernetesTarget:
     ) -> dict[str, Any]:
         """Run the mover in a pod beside the volumes. See `Target`."""
         self._fence(agent).admit_mover(job.request.get("turn"))
+        if job.sources:
+            return self._run_elsewhere(agent, job, on_progress)
         if job.command == "restore":
             self._refuse_running(agent, "so its volumes are not written")
             self._ensure_namespace()
@@ -341,6 +345,17 @@ class KubernetesTarget:
     @property
     def _movers(self) -> MoverPods:
         return MoverPods(api=self._api, settings=self._settings)
+
+    def _run_elsewhere(
+        self, agent: AgentSpec, job: MoverJob, on_progress: OnProgress
+    ) -> dict[str, Any]:
+        """Read somebody else's claims: in their namespace, as their own user."""
+        (namespace,) = {source.partition("/")[0] for source in job.sources.values()}
+        api = KubernetesApi(self._name, self._access, namespace)
+        settings = replace(self._settings, user=None)
+        image = self._images.mover_image(platform=settings.platform)
+        movers = MoverPods(api=api, settings=settings)
+        return movers.run(agent, job, on_progress, image=image, read_only=True)
 
     def _fence(self, agent: AgentSpec) -> ClusterFence:
         return ClusterFence(api=self._api, agent=agent, settings=self._settings)

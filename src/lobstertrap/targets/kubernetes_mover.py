@@ -78,7 +78,7 @@ class MoverPods:
         _refuse_unreachable(self.settings.target, job)
         # Nothing in a pod outlives it, so there is no cache to use.
         job = replace(job, request={**job.request, "cache": False})
-        paths = {name: f"{spec.place(name)}/{spec.DATA}" for name in job.volumes}
+        paths = {name: _path(job, name) for name in job.volumes}
         request = job.to_json(paths, owner=self.settings.owner(agent))
         self.end(agent)
         pod = self._create(agent, self._pod(agent, job, image, read_only))
@@ -175,7 +175,7 @@ class MoverPods:
             "metadata": {"name": spec.mover_name(agent), "labels": marks},
             "spec": {
                 **spec.scheduling(self.settings),
-                **self._beside(agent),
+                **self._beside(agent, job),
                 "schedulingGates": [{"name": _GATE}],
                 "hostname": "mover",
                 "restartPolicy": "Never",
@@ -185,7 +185,7 @@ class MoverPods:
                 "securityContext": spec.pod_security(agent, self.settings),
                 "containers": [self._container(agent, job, image, read_only)],
                 "volumes": [
-                    *spec.claims_as_volumes(agent, job.volumes, read_only=read_only),
+                    *_claims(agent, job, read_only=read_only),
                     {"name": "scratch", "emptyDir": {}},
                     {
                         "name": "request",
@@ -220,7 +220,7 @@ class MoverPods:
             ],
         }
 
-    def _beside(self, agent: AgentSpec) -> dict[str, Any]:
+    def _beside(self, agent: AgentSpec, job: MoverJob) -> dict[str, Any]:
         """Return what puts the pod on the node of the running agent, cordoned or not.
 
         A claim that only one node may mount is mounted there already.
@@ -230,7 +230,7 @@ class MoverPods:
                 {"key": "node.kubernetes.io/unschedulable", "operator": "Exists"}
             ]
         }
-        found = self.api.find("pods", spec.pod_name(agent))
+        found = self._user_of(job) or self.api.find("pods", spec.pod_name(agent))
         if found is not None and found["spec"].get("nodeName"):
             here = {
                 "key": "metadata.name",
@@ -245,6 +245,19 @@ class MoverPods:
                 }
             }
         return beside
+
+    def _user_of(self, job: MoverJob) -> Any | None:
+        """Return the pod that has somebody else's claims mounted, if there is one."""
+        wanted = {source.split("/")[1] for source in job.sources.values()}
+        for pod in self.api.get("pods")["items"] if wanted else ():
+            claims = {
+                volume["persistentVolumeClaim"]["claimName"]
+                for volume in pod["spec"].get("volumes") or ()
+                if "persistentVolumeClaim" in volume
+            }
+            if wanted & claims and pod["status"].get("phase") in ("Pending", "Running"):
+                return pod
+        return None
 
     def _admit(self, agent: AgentSpec, job: MoverJob, pod: dict[str, Any]) -> None:
         """Take the gate away, if the fence still lets this job pass."""
@@ -355,6 +368,23 @@ class MoverPods:
         wrong = pods.trouble(pod, "")
         said = wrong.text if wrong is not None else pods.last_end(pod)
         return f" ({said})" if said else ""
+
+
+def _path(job: MoverJob, volume: str) -> str:
+    """Return the directory of a volume in the mover's pod."""
+    if volume not in job.sources:
+        return f"{spec.place(volume)}/{spec.DATA}"
+    _namespace, _claim, *inside = job.sources[volume].split("/")
+    return "/".join([spec.place(volume), *inside])
+
+
+def _claims(
+    agent: AgentSpec, job: MoverJob, *, read_only: bool
+) -> list[dict[str, Any]]:
+    found = spec.claims_as_volumes(agent, job.volumes, read_only=read_only)
+    for volume, source in zip(found, job.sources.values(), strict=False):
+        volume["persistentVolumeClaim"]["claimName"] = source.split("/")[1]
+    return found
 
 
 def _refuse_unreachable(target: str, job: MoverJob) -> None:

@@ -179,6 +179,7 @@ class PodmanTarget:
         if job.command == "restore":
             self._ensure_volumes(agent)
         here = {volume["Labels"][spec.VOLUME] for volume in self._volumes(agent)}
+        here |= job.sources.keys()
         absent = [name for name in job.volumes if name not in here]
         if absent:
             raise NotFound(

@@ -112,6 +112,8 @@ class ContainerMover:
         self, agent: AgentSpec, job: MoverJob, image: str, run: str, *, here: bool
     ) -> dict[str, Any]:
         access = "ro" if job.command == "snapshot" else "rw"
+        own = {name: volume_name(agent, name) for name in job.volumes}
+        sources = own | {**job.sources}
         spec: dict[str, Any] = {
             "name": _name(agent),
             "image": image,
@@ -135,16 +137,20 @@ class ContainerMover:
             ],
             "volumes": [
                 {
-                    "Name": volume_name(agent, name),
+                    "Name": source,
                     "Dest": f"/volumes/{name}",
                     "Options": [access, "nocopy"],
                 }
-                for name in job.volumes
+                for name, source in sources.items()
+                if not source.startswith("/")
             ],
             "mounts": [
-                {"type": "tmpfs", "destination": "/tmp", "source": "tmpfs"}  # noqa: S108 - in the container
+                {"type": "tmpfs", "destination": "/tmp", "source": "tmpfs"},  # noqa: S108 - in the container
+                *_directories(sources),
             ],
         }
+        if any(source.startswith("/") for source in sources.values()):
+            spec["selinux_opts"] = ["disable"]  # they are not ours to relabel
         directory = _store_directory(job.request)
         if directory is not None:
             spec["mounts"].append(self._store_mount(directory, here=here))
@@ -235,6 +241,20 @@ class ContainerMover:
 def _name(agent: AgentSpec) -> str:
     # No agent's name has a dot, so this is nobody's container.
     return f"lobstertrap-{agent.name}.mover"
+
+
+def _directories(sources: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return the mounts of directories that are somebody else's: never written."""
+    return [
+        {
+            "type": "bind",
+            "source": source,
+            "destination": f"/volumes/{name}",
+            "options": ["rbind", "ro"],
+        }
+        for name, source in sources.items()
+        if source.startswith("/")
+    ]
 
 
 def _store_directory(request: Mapping[str, Any]) -> Path | None:

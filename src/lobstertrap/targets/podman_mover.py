@@ -55,10 +55,11 @@ class Movers:
         prefix = self._child_prefix() if here else None
         if prefix is None:
             return self.containers.run(agent, job, on_progress, admit, here=here)
-        paths = {name: self._mountpoint(agent, name) for name in job.volumes}
+        paths = {name: self._path(agent, job, name) for name in job.volumes}
         request = job.to_json(paths, owner=agent_owner(agent))
+        own = [path for name, path in paths.items() if name not in job.sources]
         # The child inherits the locks: as long as it lives, nobody else is let in.
-        with self._locked(paths.values(), shared=job.command == "snapshot") as locks:
+        with self._locked(own, shared=job.command == "snapshot") as locks:
             admit()
             return run_mover_child(request, on_progress, prefix=prefix, pass_fds=locks)
 
@@ -120,9 +121,11 @@ class Movers:
             return None
         return ("podman", "unshare")
 
-    def _mountpoint(self, agent: AgentSpec, volume: str) -> str:
-        found = self.api.get(f"/volumes/{volume_name(agent, volume)}/json")
-        return str(found["Mountpoint"])
+    def _path(self, agent: AgentSpec, job: MoverJob, volume: str) -> str:
+        source = job.sources.get(volume, volume_name(agent, volume))
+        if source.startswith("/"):
+            return source
+        return str(self.api.get(f"/volumes/{source}/json")["Mountpoint"])
 
 
 def is_here(api: PodmanApi) -> bool:
