@@ -40,6 +40,9 @@ def _roll_back(flow_run: FlowRun, *, although_launched: bool) -> None:
     config = load_config()
     record = read_record(config.open_store(), agent)
     journal = record.migration if record else None
+    if record and journal is None and record.leftovers:  # killed after the commit
+        with config.hold(agent, "tidy up", repository=False) as handle:
+            migration.retire_leftovers(handle)
     if journal is None or (journal.launched and not although_launched):
         return
     with config.hold(agent, "roll back", repository=False) as handle:

@@ -149,12 +149,16 @@ class AgentRecord:
     restoring: str | None = None
     """The snapshot that a restore has begun to write over the volumes; nothing is
     launched, and no snapshot taken, until that restore is finished."""
+    leftovers: tuple[str, ...] = ()
+    """Where it lived before: a stopped instance and secrets are left there."""
     adopted: Adopted | None = None
     """The original of an adopted agent, until the agent has taken its place."""
 
     def to_json(self) -> bytes:
         """Return the stored form."""
         body = {"version": RECORD_VERSION, **asdict(self)}
+        if not self.leftovers:  # so that older programs read what has none
+            del body["leftovers"]
         if self.adopted is None:  # so that older programs read what is not adopted
             del body["adopted"]
         return json.dumps(body, indent=1).encode()
@@ -172,12 +176,14 @@ class AgentRecord:
                     hint="install a newer lobstertrap",
                 )
             operation, migration = raw.pop("operation"), raw.pop("migration")
+            leftovers = tuple(raw.pop("leftovers", ()))
             adopted = raw.pop("adopted", None)
             if operation:
                 operation["holder"] = Holder(**operation["holder"])
             return cls(
                 operation=Operation(**operation) if operation else None,
                 migration=Journal(**migration) if migration else None,
+                leftovers=leftovers,
                 adopted=Adopted(**adopted) if adopted else None,
                 **raw,
             )

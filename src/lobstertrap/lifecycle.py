@@ -309,7 +309,19 @@ def remove(handle: AgentHandle, target_name: str, *, volumes: bool) -> str | Non
     target.remove(handle.spec, volumes=volumes)
     if volumes and record.target == target_name:
         handle.lease.update(lambda now: replace(now, target=None))
+    forget_leftover(handle, target_name)
     return saved
+
+
+def forget_leftover(handle: AgentHandle, target_name: str) -> None:
+    """Take the target off the list of those where something was left behind."""
+
+    def without(record: AgentRecord) -> AgentRecord:
+        left = tuple(name for name in record.leftovers if name != target_name)
+        return replace(record, leftovers=left)
+
+    if target_name in handle.record().leftovers:
+        handle.lease.update(without)
 
 
 def _save_before_removal(

@@ -256,8 +256,9 @@ def commit(handle: AgentHandle, to: str) -> AgentRecord:
     def close(now: AgentRecord) -> AgentRecord:
         if now.migration is None and now.target == to:
             return now  # done before, by a write whose answer was lost
-        _going_forward(_open(now))
-        return replace(now, target=to, migration=None)
+        source = _going_forward(_open(now)).source
+        left = {*now.leftovers, source} - {to}
+        return replace(now, target=to, migration=None, leftovers=tuple(sorted(left)))
 
     return handle.lease.update(close)
 
@@ -271,8 +272,27 @@ def retire(handle: AgentHandle, target_name: str) -> None:
     try:
         handle.lease.check()
         handle.target(target_name).remove(handle.spec, volumes=False)
+        lifecycle.forget_leftover(handle, target_name)
     except LobsterTrapError as error:
         log.warning("could not tidy up '%s': %s", target_name, error)
+
+
+def retire_leftovers(handle: AgentHandle) -> None:
+    """Retire every old place that a killed migration, or a lost answer, has left."""
+    record = handle.record()
+    for old in record.leftovers:
+        if old != record.target and _is_configured(handle, old):
+            retire(handle, old)
+        else:  # it lives there again, or nobody can go there any more
+            lifecycle.forget_leftover(handle, old)
+
+
+def _is_configured(handle: AgentHandle, target_name: str) -> bool:
+    try:
+        handle.target(target_name)
+    except NotFound:
+        return False
+    return True
 
 
 def rollback(handle: AgentHandle) -> str | None:

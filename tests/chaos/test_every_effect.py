@@ -113,6 +113,7 @@ def test_killed_anywhere_it_ends_committed_or_rolled_back(
         if then != "abort":
             to_server(Process(world))
             assert world.home == "server"
+            assert world.places["laptop"].instance is None
         assert_settled(world)
         assert world.record().operation is None
     assert not killed(launched(running=running), to_server, count)

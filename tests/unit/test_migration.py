@@ -321,6 +321,38 @@ def test_what_cannot_be_tidied_up_does_not_fail_what_was_done(
 
     assert world.home == "server"
     assert "could not tidy up 'laptop'" in caplog.text
+    assert world.record().leftovers == ("laptop",)
+
+
+def test_what_could_not_be_tidied_up_is_when_the_command_is_run_again(
+    world: World,
+) -> None:
+    gone = Unavailable("'laptop' does not answer")
+    commands.migrate(Odder(world, laptop={"remove": gone}), "server")
+
+    with pytest.raises(InvalidInput, match="already lives on 'server'"):
+        commands.migrate(Process(world), "server")
+
+    assert world.places["laptop"].instance is None
+    assert world.places["laptop"].volume is not None
+    assert world.record().leftovers == ()
+
+
+def test_an_old_place_is_forgotten_when_it_is_the_home_again_or_in_no_file() -> None:
+    world = World.of("laptop", "server")
+    commands.launch(Process(world), "laptop")
+    handle = handle_of(world)
+    handle.lease.update(lambda now: replace(now, leftovers=("burnt", "laptop")))
+
+    def target(name: str) -> FencedTarget:
+        if name == "burnt":
+            raise NotFound("no target 'burnt'")
+        return handle.target(name)
+
+    migration.retire_leftovers(replace(handle, target=target))
+
+    assert world.record().leftovers == ()
+    assert world.places["laptop"].running
 
 
 def test_who_lost_the_lease_touches_nothing_in_any_step(world: World) -> None:
