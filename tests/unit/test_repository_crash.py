@@ -21,7 +21,7 @@ from lobstertrap.repository import (
     take_snapshot,
     tree_digest,
 )
-from lobstertrap.repository.scan import Found
+from lobstertrap.repository.scan import Run
 from lobstertrap.stores.base import StoredObject
 from lobstertrap.stores.memory import MemoryStore
 from tests.fixtures.trees import (
@@ -360,11 +360,11 @@ def test_a_file_that_is_replaced_under_the_walk_is_named(
     root.mkdir()
     (root / "a").write_text("a")
     (root / "b").write_text("b")
-    real = archiver.walk
+    real = archiver.walk_runs
 
     def racing(*arguments: object):
         for found in real(*arguments):
-            if isinstance(found, Found) and found.path == b"state/a":
+            if isinstance(found, Run) and b"state/a" in found.paths:
                 (root / "a").unlink()
                 if becomes == "a directory":
                     (root / "a").mkdir()
@@ -374,7 +374,7 @@ def test_a_file_that_is_replaced_under_the_walk_is_named(
                     os.mkfifo(root / "a")
             yield found
 
-    monkeypatch.setattr(archiver, "walk", racing)
+    monkeypatch.setattr(archiver, "walk_runs", racing)
     repo = new_repository(MemoryStore())
 
     snapshot = snap(repo, root)

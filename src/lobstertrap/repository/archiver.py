@@ -21,7 +21,7 @@ from lobstertrap.repository.live import LiveFiles
 from lobstertrap.repository.parent import Parent, find_parent, place_of
 from lobstertrap.repository.reading import FileReader, Reading
 from lobstertrap.repository.repository import Repository
-from lobstertrap.repository.scan import Found, close_all, open_roots, walk
+from lobstertrap.repository.scan import Found, Run, close_all, open_roots, walk_runs
 from lobstertrap.repository.snapshot import Consistency, Owners, Snapshot
 from lobstertrap.repository.source import common_fields, special_row
 from lobstertrap.repository.system import translated
@@ -127,6 +127,7 @@ class _Archiver:
         self.warnings = Warnings()
         self.files = 0
         self.bytes = 0
+        self._next_progress = _PROGRESS_FILES
         self._owners = owners
         self._parent = parent
         self._on_progress = on_progress
@@ -151,9 +152,33 @@ class _Archiver:
     def add_volume(self, volume: str, root: int, exclude: Exclude) -> None:
         """Read one volume."""
         self._first.clear()
-        add, match = self._add, self._parent.match
-        for found in walk(root, volume, exclude, self.warnings.adder(GONE_NOW)):
-            add(found, match(found.path))
+        on_gone = self.warnings.adder(GONE_NOW)
+        for found in walk_runs(root, volume, exclude, on_gone):
+            if isinstance(found, Run):
+                self._add_run(found)
+            else:
+                self._add(found, self._parent.match(found.path))
+
+    def _add_run(self, run: Run) -> None:
+        """Keep what is unchanged, many names at a time, and look at the rest."""
+        parent, place, count = self._parent, 0, len(run.paths)
+        marks = [
+            (s.st_ctime_ns, s.st_ino, s.st_mtime_ns, s.st_size, s.st_nlink)
+            for s in run.stats
+        ]
+        while place < count:
+            same = None
+            if self._live is None:  # it looks at every name
+                same = parent.same(run.paths, marks, place)
+            if same is None:
+                self._add(run.found(place), parent.match(run.paths[place]))
+                place += 1
+                continue
+            group, start, stop = same
+            self.tree.keep(group, start, stop)
+            rows = group.rows[start:stop]
+            self._count(len(rows), sum(r[SIZE] for r in rows if r[TYPE] == FILE))
+            place += len(rows)
 
     def _add(self, found: Found, known: Known | None) -> None:
         status = found.stat
@@ -166,8 +191,8 @@ class _Archiver:
         inode = (status.st_dev, status.st_ino)
         if status.st_nlink > 1 and inode in self._first:
             row = link_row(found.path, self._first[inode])
-            self.tree.add(row, None, self._reader.stat(status), None)
-            self._count(row)
+            self.tree.add(row, None, self._reader.stat(status))
+            self._count(1)
             return
         if known is not None and not (
             known.row[TYPE] == FILE
@@ -192,16 +217,16 @@ class _Archiver:
             self._first[inode] = row
 
     def _keep(self, known: Known) -> None:
-        self.tree.add(known.row, known.content, known.stat, known.group)
-        self._count(known.row)
+        self.tree.keep(known.group, known.place, known.place + 1)
+        self._count_row(known.row)
 
     def _add_file(self, found: Found, reading: Reading) -> Row:
         common = common_fields(
             found, FILE, self._owners, reading.xattrs, reading.status
         )
         row = (*common, reading.size, reading.digest)
-        self.tree.add(row, reading.content, reading.stat, None)
-        self._count(row)
+        self.tree.add(row, reading.content, reading.stat)
+        self._count(1, reading.size)
         return row
 
     def _add_special(self, found: Found) -> None:
@@ -213,17 +238,18 @@ class _Archiver:
         if row is None:
             self.warnings.add(found.path, "is a socket and was left out")
             return
-        self.tree.add(row, None, self._reader.stat(found.stat), None)
-        self._count(row)
+        self.tree.add(row, None, self._reader.stat(found.stat))
+        self._count_row(row)
 
-    def _count(self, row: Row) -> None:
-        kind = row[TYPE]
-        if kind == DIRECTORY:
-            return
-        self.files += 1
-        if kind == FILE:
-            self.bytes += row[SIZE]
-        if not self.files % _PROGRESS_FILES:
+    def _count_row(self, row: Row) -> None:
+        if row[TYPE] != DIRECTORY:
+            self._count(1, row[SIZE] if row[TYPE] == FILE else 0)
+
+    def _count(self, files: int, size: int = 0) -> None:
+        self.files += files
+        self.bytes += size
+        if self.files >= self._next_progress:
+            self._next_progress = self.files + _PROGRESS_FILES
             self._on_progress(self.progress("read"))
 
     def _reading(self, count: int) -> None:

@@ -219,12 +219,10 @@ class Tree:
         rows, contents = decode_page(self._blobs.page(page_id))
         if len(rows) != count:
             raise IntegrityError("a branch page is damaged")
-        group = Group(page_id, b"", rows, (), ())
-        source = iter(contents)
-        for row in rows:
+        group = Group(page_id, b"", rows, contents, [NO_STAT] * count)
+        for place, row in enumerate(rows):
             check_row(row)
-            content = next(source) if row[TYPE] == FILE else None
-            yield Known(row, content, NO_STAT, group)
+            yield group.known(place)
 
     def pages(self, unless: frozenset[bytes] = frozenset()) -> dict[bytes, int]:
         """Return how many entries each page has, in walk order, but for some branches.

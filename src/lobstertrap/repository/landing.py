@@ -14,6 +14,7 @@ import sys
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, islice, repeat
 
 import msgpack
 import zstandard
@@ -32,7 +33,7 @@ from lobstertrap.repository.index import Index
 from lobstertrap.repository.pack import expand
 from lobstertrap.repository.repository import Repository
 from lobstertrap.repository.snapshot import Owners, Snapshot
-from lobstertrap.repository.tree import NO_STAT, Known, read_entries
+from lobstertrap.repository.tree import NO_STAT, Group, read_groups
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,13 +45,13 @@ class Landing:
     exact: bool
     """Nothing was excused: the disk is what the snapshot says, owners and all."""
 
-    def entries(self, repo: Repository, index: Index) -> Iterator[Known]:
-        """Yield the snapshot's entries with the stats of this place."""
+    def groups(self, repo: Repository, index: Index) -> Iterator[Group]:
+        """Yield the snapshot's groups with the stats of this place."""
         reader = repo.blob_reader(index)
-        stats = iter(self.stats)
-        pairs = zip(stats, stats, strict=True)
-        for known in read_entries(reader, self.snapshot.branches):
-            yield known._replace(stat=next(pairs, NO_STAT))
+        flat = iter(self.stats)
+        pairs = chain(zip(flat, flat, strict=True), repeat(NO_STAT))
+        for group in read_groups(reader, self.snapshot.branches, stats=False):
+            yield group.with_stats([*islice(pairs, len(group))])
 
 
 def save_landing(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from lobstertrap.errors import IntegrityError, NotFound
+from lobstertrap.repository.entry import PATH
 from lobstertrap.repository.index import Index
 from lobstertrap.repository.landing import load_landing
 from lobstertrap.repository.repository import Repository
 from lobstertrap.repository.snapshot import Owners, Snapshot
-from lobstertrap.repository.tree import Known, read_entries
+from lobstertrap.repository.tree import Group, Known, Mark, read_groups
 
 _LOOK_BACK = 16
 """How many of the agent's snapshots are looked at for one from the same place."""
@@ -20,35 +22,70 @@ _LOOK_BACK = 16
 class Parent:
     """A cursor over the parent's entries, which moves along with the walk."""
 
-    def __init__(self, entries: Iterator[Known]) -> None:
-        self._entries = entries
-        self._next: Known | None = None
-        self._path = b""
-        self._advance()
+    def __init__(self, groups: Iterator[Group]) -> None:
+        self._groups = groups
+        self._group: Group | None = None
+        self._place = 0
+        self._next_group()
 
     def match(self, path: bytes) -> Known | None:
         """Return the parent's entry called `path`; paths come in walk order."""
-        if self._path == path:
-            found = self._next
-            self._advance()
-            return found
-        if self._next is None:
+        group = self._group
+        if group is None:
             return None
-        wanted = path.replace(b"/", b"\0")
-        while self._next is not None and self._path.replace(b"/", b"\0") < wanted:
-            self._advance()
-        if self._next is not None and self._path == path:
-            found = self._next
-            self._advance()
-            return found
-        return None
+        if group.rows[self._place][PATH] != path:
+            wanted = path.replace(b"/", b"\0")
+            while group.rows[self._place][PATH].replace(b"/", b"\0") < wanted:
+                self._advance(1)
+                group = self._group
+                if group is None:
+                    return None
+            if group.rows[self._place][PATH] != path:
+                return None
+        found = group.known(self._place)
+        self._advance(1)
+        return found
 
-    def _advance(self) -> None:
+    def same(
+        self, paths: list[bytes], marks: Sequence[Mark], start: int
+    ) -> tuple[Group, int, int] | None:
+        """Return the entries that are next here, and next and unchanged in a run.
+
+        They are a group, the first one's place there, and the place after the last;
+        None when the run's next name has to be looked at by itself.
+        """
+        group, first = self._group, self._place
+        if group is None or group.marks[first] != marks[start]:
+            return None
+        count = min(len(group) - first, len(marks) - start)
+        count = _equal(group.marks, first, marks, start, count)
+        count = _equal(group.paths, first, paths, start, count)
+        self._advance(count)
+        return (group, first, first + count) if count else None
+
+    def _advance(self, count: int) -> None:
+        self._place += count
+        if self._group is not None and self._place == len(self._group):
+            self._next_group()
+
+    def _next_group(self) -> None:
+        self._place = 0
         try:
-            self._next = next(self._entries, None)
+            self._group = next(self._groups, None)
         except (IntegrityError, NotFound):  # without it all is read: slow, and right
-            self._next = None
-        self._path = self._next.row[0] if self._next else b""
+            self._group = None
+
+
+def _equal(
+    ours: Sequence[Any], first: int, theirs: Sequence[Any], start: int, count: int
+) -> int:
+    """Return how many of `count` in a row are the same, from two places on."""
+    if ours[first : first + count] == theirs[start : start + count]:
+        return count
+    for number in range(count):
+        if ours[first + number] != theirs[start + number]:
+            return number
+    return count
 
 
 def place_of(repo: Repository, root: int) -> bytes:
@@ -70,14 +107,14 @@ def find_parent(
     landing = load_landing(repo, agent, places, owners)
     for name in reversed(repo.snapshot_names(agent)[-_LOOK_BACK:]):
         if landing and landing.exact and name.id == landing.snapshot.id:
-            return Parent(landing.entries(repo, index))
+            return Parent(landing.groups(repo, index))
         try:
             snapshot = repo.read_snapshot(name)
         except (NotFound, IntegrityError):
             continue
         if _fits(snapshot, places, owners):
             reader = repo.blob_reader(index)
-            return Parent(read_entries(reader, snapshot.branches, stats=True))
+            return Parent(read_groups(reader, snapshot.branches, stats=True))
     return Parent(iter(()))
 
 

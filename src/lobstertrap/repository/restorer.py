@@ -94,7 +94,7 @@ def restore(
                 known.row
                 for known in read_entries(repo.blob_reader(index), snapshot.branches)
             )
-            landed = landing.entries(repo, index) if landing else iter(())
+            landed = landing.groups(repo, index) if landing else iter(())
             verdict = verify(
                 rows,
                 handles,

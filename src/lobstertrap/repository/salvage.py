@@ -28,6 +28,7 @@ from lobstertrap.repository.entry import (
 )
 from lobstertrap.repository.format import ID_SIZE
 from lobstertrap.repository.inventory import Inventory
+from lobstertrap.repository.order import Order
 from lobstertrap.repository.repository import Repository
 from lobstertrap.repository.snapshot import Snapshot
 from lobstertrap.repository.tree import NO_STAT, TreeWriter, decode_branch
@@ -51,8 +52,12 @@ def salvage(repo: Repository, found: Inventory, snapshot: Snapshot) -> Snapshot 
         left = _Left(repo.blob_reader(found.index), found, warnings)
         volumes: set[bytes] = set()
         files = size = 0
+        order = Order()
         for row, content in left.with_parents(left.entries(snapshot)):
-            tree.add(row, content, NO_STAT, None)
+            if not order.allows(row):
+                warnings.add(row[PATH], "is out of order and was left out")
+                continue
+            tree.add(row, content, NO_STAT)
             volumes.add(row[PATH].partition(b"/")[0])
             files += row[TYPE] != DIRECTORY
             size += row[SIZE] if row[TYPE] == FILE else 0

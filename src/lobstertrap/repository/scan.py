@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -33,8 +34,36 @@ class Found(NamedTuple):
     """The names in the same directory, when it was listed."""
 
 
+class Run(NamedTuple):
+    """Names of one directory that follow each other, and none of them a directory's."""
+
+    paths: list[bytes]
+    """With the volume's name in front."""
+    names: list[str]
+    stats: list[os.stat_result]
+    parent: int
+    siblings: Container[bytes]
+
+    def found(self, place: int) -> Found:
+        """Return one of them."""
+        return Found(
+            self.paths[place],
+            self.names[place],
+            self.parent,
+            self.stats[place],
+            -1,
+            self.siblings,
+        )
+
+
+_RUN = 128
+"""Names in a run: what is read of a file is compared with a stat that old."""
+
 _LOST_AND_FOUND_INODE = 11
 """What mkfs.ext4 always gives it."""
+
+_ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
+"""What `os.fsencode` looks up for every name."""
 
 OnGone = Callable[[bytes], None]
 
@@ -63,7 +92,18 @@ def unreadable(path: bytes) -> AccessDenied:
 
 
 def walk(root: int, volume: str, exclude: Exclude, on_gone: OnGone) -> Iterator[Found]:
-    """Yield the root directory and everything below it, in walk order.
+    """Yield the root directory and everything below it; see `walk_runs`."""
+    for found in walk_runs(root, volume, exclude, on_gone):
+        if isinstance(found, Run):
+            yield from map(found.found, range(len(found.paths)))
+        else:
+            yield found
+
+
+def walk_runs(
+    root: int, volume: str, exclude: Exclude, on_gone: OnGone
+) -> Iterator[Found | Run]:
+    """Yield directories, the root first, and runs of what is in them, in walk order.
 
     What vanishes meanwhile is passed to `on_gone`. Raises `AccessDenied` for a
     directory that cannot be read: left out silently, a migration would lose it.
@@ -78,7 +118,7 @@ def walk(root: int, volume: str, exclude: Exclude, on_gone: OnGone) -> Iterator[
             for found in _names(
                 listing, prefix, parent, on_gone=on_gone, exclude=exclude, skip=skip
             ):
-                if found.handle >= 0:
+                if isinstance(found, Found):
                     stack.append((listing, b"", found.handle))
                     below = _Listing(found.handle, found.path)
                     stack[-1] = (below, found.path + b"/", found.handle)
@@ -103,26 +143,44 @@ def _names(
     on_gone: OnGone,
     exclude: Exclude,
     skip: int,
-) -> Iterator[Found]:
+) -> Iterator[Found | Run]:
     excluding = bool(exclude)
+    run = Run([], [], [], parent, listing.names)
     for raw, item in listing.rest:
         path = prefix + raw
-        try:
-            status = item.stat(follow_symlinks=False)
-        except OSError as error:
-            if error.errno not in GONE:
-                raise unreadable(path) from error
-            on_gone(path)
+        status = _status(item, path, on_gone)
+        if status is None:
             continue
         directory = stat.S_ISDIR(status.st_mode)
         if excluding and exclude.matches(path[skip:], directory=directory):
             continue
         if not directory:
-            yield Found(path, item.name, parent, status, -1, listing.names)
-        elif not belongs_to_file_system(path[skip:], status):
+            run.paths.append(path)
+            run.names.append(item.name)
+            run.stats.append(status)
+            if len(run.paths) < _RUN:
+                continue
+        if run.paths:
+            yield run
+            run = Run([], [], [], parent, listing.names)
+        if directory and not belongs_to_file_system(path[skip:], status):
             handle = _open_directory(item.name, parent, path, on_gone)
             if handle >= 0:
                 yield Found(path, item.name, parent, os.fstat(handle), handle)
+    if run.paths:
+        yield run
+
+
+def _status(
+    item: os.DirEntry[str], path: bytes, on_gone: OnGone
+) -> os.stat_result | None:
+    try:
+        return item.stat(follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in GONE:
+            raise unreadable(path) from error
+        on_gone(path)
+        return None
 
 
 def _open_directory(name: str, parent: int, path: bytes, on_gone: OnGone) -> int:
@@ -145,7 +203,9 @@ class _Listing:
     def __init__(self, handle: int, path: bytes) -> None:
         try:
             with os.scandir(handle) as entries:
-                self.names = {os.fsencode(entry.name): entry for entry in entries}
+                self.names = {
+                    entry.name.encode(_ENCODING, _ERRORS): entry for entry in entries
+                }
         except PermissionError:
             raise unreadable(path) from None
         self.rest = iter(sorted(self.names.items()))

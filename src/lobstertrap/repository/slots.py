@@ -25,9 +25,9 @@ _MASTER_SIZE = 32
 class ScryptCost:
     """What one guess of a passphrase costs: 128·n·r bytes and that work p times."""
 
-    n: int = 1 << 16
+    n: int = 1 << 15
     r: int = 8
-    p: int = 1
+    p: int = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -17,14 +18,21 @@ from lobstertrap.repository.digest import (
     BRANCH_MASK,
     GROUP_MASK,
     MAX_GROUP,
+    ends_branch,
+    ends_group,
     group_digest,
 )
 from lobstertrap.repository.entry import (
+    DIRECTORY,
     FILE,
+    HARD_LINK,
     ITEM_SIZE,
     MAX_INLINE_ITEMS,
+    MTIME,
     PATH,
     SIZE,
+    SYMLINK,
+    TARGET,
     TYPE,
     Content,
     Row,
@@ -44,24 +52,102 @@ Stat = tuple[int, int]
 NO_STAT: Stat = (0, 0)
 
 
-class Group(NamedTuple):
-    """One entry page and what its branch says of it."""
+Mark = tuple[int, int, int, int, int]
+"""ctime, inode, mtime, size and number of names, as they look on a disk."""
 
-    page_id: bytes
-    digest: bytes
-    rows: tuple[Row, ...]
-    contents: tuple[Content | None, ...]
-    """By row; None for everything but files."""
-    stats: Sequence[Stat]
+
+class Group:
+    """One entry page, and what its branch and the stat page say of it."""
+
+    __slots__ = (
+        "_by_row",
+        "_contents",
+        "_marks",
+        "_paths",
+        "digest",
+        "page_id",
+        "rows",
+        "stats",
+    )
+
+    def __init__(
+        self,
+        page_id: bytes,
+        digest: bytes,
+        rows: tuple[Row, ...],
+        contents: tuple[Content, ...],
+        stats: Sequence[Stat],
+    ) -> None:
+        self.page_id = page_id
+        self.digest = digest
+        self.rows = rows
+        self.stats = stats
+        self._contents = contents
+        self._by_row: list[Content | None] | None = None
+        self._marks: list[Mark | None] | None = None
+        self._paths: list[bytes] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def with_stats(self, stats: Sequence[Stat]) -> Group:
+        """Return the same group as it is at another place."""
+        return Group(self.page_id, self.digest, self.rows, self._contents, stats)
+
+    @property
+    def contents(self) -> list[Content | None]:
+        """By row; None for everything but files."""
+        if self._by_row is None:
+            source = iter(self._contents)
+            self._by_row = [
+                next(source) if row[TYPE] == FILE else None for row in self.rows
+            ]
+        return self._by_row
+
+    @property
+    def paths(self) -> list[bytes]:
+        """By row."""
+        if self._paths is None:
+            self._paths = [row[PATH] for row in self.rows]
+        return self._paths
+
+    @property
+    def marks(self) -> list[Mark | None]:
+        """By row, what its name has to look like to be unchanged.
+
+        None where that takes more than one look: directories, names of hard links.
+        """
+        if self._marks is None:
+            self._marks = [
+                (*stat, row[MTIME], _size_on_disk(row), 1)
+                if row[TYPE] not in (DIRECTORY, HARD_LINK)
+                else None
+                for row, stat in zip(self.rows, self.stats, strict=True)
+            ]
+        return self._marks
+
+    def known(self, place: int) -> Known:
+        """Return one entry."""
+        row = self.rows[place]
+        content = self.contents[place] if row[TYPE] == FILE else None
+        return Known(row, content, self.stats[place], self, place)
 
 
 class Known(NamedTuple):
-    """One entry of a snapshot, with its group."""
+    """One entry of a snapshot, with its group and its place there."""
 
     row: Row
     content: Content | None
     stat: Stat
     group: Group
+    place: int
+
+
+def _size_on_disk(row: Row) -> int:
+    kind = row[TYPE]
+    if kind == FILE:
+        return int(row[SIZE])
+    return len(row[TARGET]) if kind == SYMLINK else 0
 
 
 class TreeWriter:
@@ -74,24 +160,20 @@ class TreeWriter:
         self._branches: list[tuple[bytes, bytes]] = []
         self._branch: list[tuple[bytes, bytes, int, bytes]] = []
         self._branch_stats: list[bytes] = []
+        self._kept: Group | None = None
+        self._kept_count = 0
         self._start_group()
 
     def _start_group(self) -> None:
         self._rows: list[Row] = []
         self._contents: list[Content] = []
         self._stats: list[int] = []
-        self._origin: Group | None = None
-        self._pure = True
 
-    def add(
-        self, row: Row, content: Content | None, stat: Stat, origin: Group | None
-    ) -> None:
-        """Append an entry; `origin` is its group in the parent when it is unchanged."""
+    def add(self, row: Row, content: Content | None, stat: Stat) -> None:
+        """Append an entry."""
+        if self._kept is not None:
+            self._spill()
         rows = self._rows
-        if not rows:
-            self._origin = origin
-        elif origin is not self._origin:
-            self._pure = False
         rows.append(row)
         if content is not None:
             self._contents.append(content)
@@ -102,26 +184,64 @@ class TreeWriter:
             if not mark & BRANCH_MASK or len(self._branch) >= MAX_GROUP:
                 self._end_branch()
 
+    def keep(self, group: Group, start: int, stop: int) -> None:
+        """Append the entries from `start` to before `stop` of the parent's `group`.
+
+        A group that is kept as a whole goes into its branch without a look at its
+        entries: groups are cut by what is in them, so it would be cut the same again.
+        """
+        if self._kept is None and not self._rows and start == 0:
+            self._kept, self._kept_count = group, stop
+        elif self._kept is group and self._kept_count == start:
+            self._kept_count = stop
+        else:
+            self._spill()
+            self._add_from(group, start, stop)
+            return
+        if stop == len(group) and ends_group(group.rows[-1][PATH], stop):
+            self._pass_on(group)
+            if ends_branch(group.rows[-1][PATH], len(self._branch)):
+                self._end_branch()
+
     def finish(self) -> tuple[tuple[tuple[bytes, bytes], ...], bytes]:
         """Return (branch page, stat page) of every branch, and the tree digest."""
+        if self._kept is not None and self._kept_count == len(self._kept):
+            self._pass_on(self._kept)
+        self._spill()
         if self._rows:
             self._end_group()
         if self._branch:
             self._end_branch()
         return tuple(self._branches), self._tree.digest()
 
+    def _spill(self) -> None:
+        """Take what was kept of a group one by one: the group is not whole any more."""
+        group, self._kept = self._kept, None
+        if group is not None:
+            self._add_from(group, 0, self._kept_count)
+
+    def _add_from(self, group: Group, start: int, stop: int) -> None:
+        for place in range(start, stop):
+            self.add(group.rows[place], group.contents[place], group.stats[place])
+
+    def _pass_on(self, group: Group) -> None:
+        self._kept = None
+        stats = list(chain.from_iterable(group.stats))
+        self._append(group.page_id, group.digest, group.rows, stats)
+
     def _end_group(self) -> None:
-        rows, origin = self._rows, self._origin
-        if origin is not None and self._pure and len(rows) == len(origin.rows):
-            page_id, digest = origin.page_id, origin.digest
-        else:
-            encoded = encode_rows(rows)
-            digest = group_digest(encoded)
-            page_id = self.save_page(encode_page(encoded, self._contents))
+        rows = self._rows
+        encoded = encode_rows(rows)
+        page_id = self.save_page(encode_page(encoded, self._contents))
+        self._append(page_id, group_digest(encoded), rows, self._stats)
+        self._start_group()
+
+    def _append(
+        self, page_id: bytes, digest: bytes, rows: Sequence[Row], stats: list[int]
+    ) -> None:
         self._tree.update(digest)
         self._branch.append((page_id, digest, len(rows), rows[0][PATH]))
-        self._branch_stats.append(struct.pack("<" + "qQ" * len(rows), *self._stats))
-        self._start_group()
+        self._branch_stats.append(struct.pack("<" + "qQ" * len(rows), *stats))
 
     def _end_branch(self) -> None:
         branch = self.save_page(msgpack.packb(self._branch, use_bin_type=True))
@@ -162,9 +282,7 @@ def read_groups(
                 end = place + count * _STAT.size
                 here = [*_STAT.iter_unpack(known[place:end])]
                 place = end
-            source = iter(contents)
-            by_row = tuple(next(source) if row[TYPE] == FILE else None for row in rows)
-            yield Group(page_id, digest, rows, by_row, here)
+            yield Group(page_id, digest, rows, contents, here)
 
 
 def read_entries(
@@ -172,10 +290,9 @@ def read_entries(
 ) -> Iterator[Known]:
     """Yield the entries of a snapshot in walk order."""
     for group in read_groups(blobs, branches, stats=stats):
-        for row, content, stat in zip(
-            group.rows, group.contents, group.stats, strict=True
-        ):
-            yield Known(row, content, stat, group)
+        entries = zip(group.rows, group.contents, group.stats, strict=True)
+        for place, (row, content, stat) in enumerate(entries):
+            yield Known(row, content, stat, group, place)
 
 
 def read_content(
