@@ -21,6 +21,7 @@ from lobstertrap import config
 from lobstertrap.errors import LobsterTrapError, Transient
 from lobstertrap.lifecycle import AgentHandle
 from lobstertrap.redaction import redactor
+from tasks.secret_blocks import read_block
 
 log = logging.getLogger("lobstertrap.steps")
 """What a step has done, in words: the run's log, and the command line, show it."""
@@ -65,7 +66,7 @@ def run_name(template: str) -> Callable[[], str]:
 
 def load_config() -> config.Config:
     """Load lobstertrap.toml from the working directory upwards."""
-    return config.load(Path.cwd(), os.environ)
+    return config.load(Path.cwd(), os.environ, {"prefect": read_block})
 
 
 def open_handle(agent: str, operation: str) -> AgentHandle:

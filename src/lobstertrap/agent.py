@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from lobstertrap.errors import InvalidInput, NotFound
+from lobstertrap.secret_ref import SecretRefField
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
@@ -88,32 +89,6 @@ AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SecretRef(_Model):
-    """Where a secret's value is found: the same three keys that OpenClaw uses."""
-
-    source: Literal["env", "file", "target"]
-    """`env`: a variable where the command runs; `file`: a provider's file;
-    `target`: a secret that is already on the target and never passes through here."""
-    provider: str = Field(default="default", pattern=r"^[a-z][a-z0-9_-]{0,63}$")
-    id: str = Field(min_length=1, max_length=256)
-
-    def __str__(self) -> str:
-        return f"{self.source}:{self.provider}:{self.id}"
-
-
-def _shorthand(value: object) -> object:
-    if isinstance(value, str):
-        match = re.fullmatch(r"\$\{([A-Z][A-Z0-9_]{0,127})\}", value)
-        if match is None:
-            msg = "a secret is {source, provider, id} or ${NAME}, never its value"
-            raise ValueError(msg)
-        return {"source": "env", "provider": "default", "id": match[1]}
-    return value
-
-
-SecretRefField = Annotated[SecretRef, BeforeValidator(_shorthand)]
 
 
 class Build(_Model):

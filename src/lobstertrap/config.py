@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from pydantic import ValidationError
 
-from lobstertrap.agent import AgentSpec, SecretRef, describe_mistakes, load_agent
+from lobstertrap.agent import AgentSpec, describe_mistakes, load_agent
 from lobstertrap.config_file import (
     AnyTargetSection,
     ConfigFile,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from lobstertrap.repository import Repository
     from lobstertrap.stores.base import ObjectStore
     from lobstertrap.stores.settings import StoreSettings
+    from lobstertrap.secrets import Reader
     from lobstertrap.targets.base import Secrets, Target
 
 FILE_NAME = "lobstertrap.toml"
@@ -57,6 +59,8 @@ class Config:
     environ: Mapping[str, str] = field(repr=False)
 
     @property
+    readers: Mapping[str, Reader] = field(default_factory=dict)
+    """Sources of secrets that are not the domain's own: `prefect`."""
     def agents_directory(self) -> Path:
         """Where the agents are: one directory each, with an agent.yaml."""
         return self.resolve_path(self.file.agents)
@@ -147,7 +151,7 @@ class Config:
         return AgentHandle(
             spec=spec,
             lease=lease,
-            target=functools.cache(self.target),
+            target=target,
             secrets=lambda: self.resolve_secrets(spec),
             mover_request=lambda: self.mover_request(repository),
         )
@@ -220,18 +224,26 @@ class Config:
     def _resolve(self, refs: Mapping[str, SecretRef]) -> dict[str, SecretValue]:
         from lobstertrap.secrets import resolve  # noqa: PLC0415 - keep light
 
-        providers: dict[str, Any] = {
-            name: {
-                "source": provider.source,
-                "path": str(self.resolve_path(provider.path)),
-                "mode": provider.mode,
-            }
-            for name, provider in self.file.secrets.providers.items()
-        }
-        return dict(resolve(refs, providers, self.environ))
+        return dict(resolve(refs, self._providers(), self.environ, self.readers))
+
+    def _providers(self) -> dict[str, dict[str, Any]]:
+        """Return what the secrets' providers are, with absolute paths."""
+        found: dict[str, dict[str, Any]] = {}
+        for name, provider in self.file.secrets.providers.items():
+            said = found[name] = provider.model_dump()
+            for key in said.keys() & {"path", "command"}:
+                said[key] = str(self.resolve_path(said[key]))
+            if "trusted_dirs" in said:
+                dirs = said["trusted_dirs"]
+                said["trusted_dirs"] = [str(self.resolve_path(d)) for d in dirs]
+        return found
 
 
-def load(start: Path, environ: Mapping[str, str]) -> Config:
+def load(
+    start: Path,
+    environ: Mapping[str, str],
+    readers: Mapping[str, Reader] = MappingProxyType({}),
+) -> Config:
     """Find and validate lobstertrap.toml: from `start` upwards, or LOBSTERTRAP_CONFIG.
 
     Raises `NotFound` when there is none, `InvalidInput` with one line per mistake.
@@ -249,7 +261,8 @@ def load(start: Path, environ: Mapping[str, str]) -> Config:
         # pydantic puts the kind of a target into the path of its fields
         told = _KIND_IN_PLACE.sub(r"\1", describe_mistakes(path, error))
         raise InvalidInput(told, hint=_EXAMPLE) from None
-    return Config(path=path, file=file, environ=environ)
+    return Config(path=path, file=file, environ=environ, readers=readers)
+    `readers` read the secrets of sources that are not the domain's own, `prefect`.
 
 
 def _find(start: Path, environ: Mapping[str, str]) -> Path:

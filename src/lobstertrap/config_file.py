@@ -13,9 +13,11 @@ from pydantic import (
     Field,
     model_validator,
 )
+from pydantic.alias_generators import to_camel
 
-from lobstertrap.agent import Name, SecretRef, SecretRefField
+from lobstertrap.agent import Name
 from lobstertrap.errors import InvalidInput
+from lobstertrap.secret_ref import SecretRef, SecretRefField
 from lobstertrap.stores.settings import check_endpoint, parse_url
 
 
@@ -60,18 +62,68 @@ class RepositorySection(_Section):
     key: SecretRefField
 
 
-class FileProvider(_Section):
+class _Provider(BaseModel):
+    """A section with OpenClaw's own keys, so that one can be copied from there."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        alias_generator=to_camel,
+        validate_by_name=True,
+        validate_by_alias=True,
+    )
+
+
+class EnvProvider(_Provider):
+    """Variables of the environment, perhaps only some of them."""
+
+    source: Literal["env"]
+    allowlist: list[str] | None = None
+    """The only variables that may be read; any by default."""
+
+
+class FileProvider(_Provider):
     """A file of secrets that `{ source = "file", provider = NAME, id = ... }` names."""
 
     source: Literal["file"]
     path: str
     mode: Literal["json", "singleValue"] = "json"
+    timeout_ms: int = Field(default=5000, gt=0)
+    max_bytes: int = Field(default=2**20, gt=0)
+
+
+class ExecProvider(_Provider):
+    """A program that is asked for secrets, by OpenClaw's exec protocol."""
+
+    source: Literal["exec"]
+    command: str = Field(pattern=r"^[/~]")
+    """Its absolute path; no shell is involved."""
+    args: list[str] = Field(default_factory=list)
+    pass_env: list[str] = Field(default_factory=list)
+    """Variables that it gets from the environment of the command; no others."""
+    env: dict[str, str] = Field(default_factory=dict)
+    """Variables that it gets besides; nothing secret."""
+    timeout_ms: int = Field(default=5000, gt=0)
+    no_output_timeout_ms: int | None = Field(default=None, gt=0)
+    """How long it may print nothing; as long as `timeoutMs` by default."""
+    max_output_bytes: int = Field(default=2**20, gt=0)
+    json_only: bool = True
+    """With false, a single value may be answered as plain text."""
+    trusted_dirs: list[str] = Field(default_factory=list)
+    """Directories of which one must hold the program; anywhere by default."""
+
+
+ProviderSection = Annotated[
+    EnvProvider | FileProvider | ExecProvider, Field(discriminator="source")
+]
 
 
 class SecretsSection(_Section):
     """The named places where secrets are read from."""
 
-    providers: dict[str, FileProvider] = Field(default_factory=dict)
+    providers: dict[
+        Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$")], ProviderSection
+    ] = Field(default_factory=dict)
 
 
 class HostSection(_Section):
@@ -164,12 +216,16 @@ class ConfigFile(_Section):
         if (store.access_key is None) != (store.secret_key is None):
             yield "store: access_key and secret_key go together"
         for place, ref in self._refs():
+            found = self.secrets.providers.get(ref.provider)
             if ref.source == "target":
-                yield f"{place}: source is env or file; no target is involved"
-            elif ref.source == "file" and ref.provider not in self.secrets.providers:
+                yield f"{place}: source is env, file, exec or prefect: no target here"
+            elif found is not None and found.source != ref.source:
+                yield f"{place}: '{ref.provider}' is no provider of source {ref.source}"
+            elif found is None and (
+                ref.source in ("file", "exec")
+                or (ref.source == "env" and ref.provider != "default")
+            ):
                 yield f"{place}: no [secrets.providers.{ref.provider}]"
-            elif ref.source == "env" and ref.provider != "default":
-                yield f"{place}: the provider of an env reference is default"
 
     def _refs(self) -> Iterator[tuple[str, SecretRef]]:
         yield "repository.key", self.repository.key

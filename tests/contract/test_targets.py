@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from lobstertrap.agent import AgentSpec, SecretRef, load_agent
+from lobstertrap.agent import AgentSpec, load_agent
 from lobstertrap.errors import (
     LobsterTrapError,
     NotFound,
@@ -26,6 +26,7 @@ from lobstertrap.errors import (
 from lobstertrap.job import MoverJob
 from lobstertrap.redaction import SecretValue
 from lobstertrap.repository import Repository
+from lobstertrap.secret_ref import SecretRef
 from lobstertrap.stores import StoreSettings, open_store
 from lobstertrap.targets.base import AgentStatus, Fence, LogSource, Target
 from lobstertrap.targets.fake import FakeTarget, World

@@ -7,9 +7,10 @@ import time
 
 import pytest
 
-from lobstertrap.agent import AgentSpec, SecretRef, load_agent
+from lobstertrap.agent import AgentSpec, load_agent
 from lobstertrap.errors import AccessDenied, InvalidInput, NotFound, Refused
 from lobstertrap.redaction import SecretValue
+from lobstertrap.secret_ref import SecretRef
 from lobstertrap.targets import kubernetes_spec as spec
 from lobstertrap.targets.kubernetes_api import Access
 from tests.contract.test_targets import (

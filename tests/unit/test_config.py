@@ -21,6 +21,11 @@ root = "desk"
 kind = "podman"
 build_args = { BASE = "localhost/base" }
 """
+EXEC = """id = "KEY", provider = "v" }
+[secrets.providers.v]
+source = "exec"
+command = "/bin/true"
+"""
 AGENT = "image: x\nvolumes: [{name: state, path: /state}]\n"
 
 
@@ -114,12 +119,21 @@ def test_every_mistake_is_told_at_once_with_its_place(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ('id = "KEY"', 'id = "x", provider = "gone"', "an env reference is default"),
-        ('source = "env"', 'source = "target"', "repository.key: source is env or"),
         (
-            'source = "env"',
-            'source = "file", provider = "vault"',
+            'id = "KEY"',
+            'id = "X", provider = "gone"',
+            "key: no [secrets.providers.gone]",
+        ),
+        ('source = "env"', 'source = "target"', "repository.key: source is env, file"),
+        (
+            'source = "env", id = "KEY"',
+            'source = "file", provider = "vault", id = "/key"',
             "repository.key: no [secrets.providers.vault]",
+        ),
+        (
+            'id = "KEY" }',
+            EXEC,
+            "repository.key: 'v' is no provider of source env",
         ),
         (
             "[repository]",
@@ -229,3 +243,38 @@ def test_loading_imports_no_sdk(project):
     )
 
     assert done.stdout.strip() == "set()"
+
+
+def test_providers_have_openclaws_own_keys(tmp_path):
+    program = tmp_path / "bin" / "resolver"
+    program.parent.mkdir()
+    program.write_text(
+        f"#!{sys.executable} -IS\nimport json, os\n"
+        "value = os.environ['PASSED'] + os.environ['MORE']\n"
+        'print(json.dumps({"protocolVersion": 1, "values": {"a/b": value}}))\n'
+    )
+    program.chmod(0o700)
+    providers = """
+[secrets.providers.vault]
+source = "exec"
+command = "bin/resolver"
+args = ["--profile", "prod"]
+passEnv = ["PASSED"]
+env = { MORE = " and more" }
+timeoutMs = 30000
+noOutputTimeoutMs = 30000
+maxOutputBytes = 1000
+jsonOnly = true
+trustedDirs = ["bin"]
+"""
+    text = GOOD.replace(
+        'source = "env", id = "KEY"', 'source="exec",provider="vault",id="a/b"'
+    )
+    relative = mistakes(tmp_path, text + providers)
+    text += providers.replace('"bin/resolver"', f'"{program}"')
+
+    (tmp_path / "lobstertrap.toml").write_text(text)
+    config = load(tmp_path, {"PASSED": "hunter2"})
+
+    assert "command: String should match" in relative[0]
+    assert config.repository_key().reveal() == "hunter2 and more"

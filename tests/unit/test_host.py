@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from lobstertrap.agent import AgentSpec, SecretRef
+from lobstertrap.agent import AgentSpec
 from lobstertrap.errors import (
     AccessDenied,
     IntegrityError,
@@ -37,6 +37,7 @@ from lobstertrap.errors import (
 )
 from lobstertrap.job import MoverJob
 from lobstertrap.redaction import SecretValue
+from lobstertrap.secret_ref import SecretRef
 from lobstertrap.targets import supervisor
 from lobstertrap.targets.host import HostTarget
 from lobstertrap.targets.host_instance import Instance

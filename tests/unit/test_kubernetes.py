@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lobstertrap.agent import AgentSpec, SecretRef, Security, load_agent
+from lobstertrap.agent import AgentSpec, Security, load_agent
 from lobstertrap.errors import (
     AccessDenied,
     Conflict,
@@ -20,6 +20,7 @@ from lobstertrap.errors import (
     Refused,
     Unavailable,
 )
+from lobstertrap.secret_ref import SecretRef
 from lobstertrap.targets import kubernetes_api, kubernetes_pods
 from lobstertrap.targets import kubernetes_spec as spec
 from lobstertrap.targets.kubernetes_registry import Registry

@@ -4,15 +4,17 @@ import json
 import logging
 import os
 import pickle
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
-from lobstertrap.agent import SecretRef
 from lobstertrap.errors import SecretMissing
 from lobstertrap.redaction import REDACTED, RedactingFilter, SecretValue, redactor
-from lobstertrap.secrets import resolve
+from lobstertrap.secret_ref import SecretRef, SecretRefField
+from lobstertrap.secrets import FileSource, look_up, resolve
 
 VALUE = "hunter2-and-more"
 
@@ -146,15 +148,15 @@ def test_a_file_that_is_not_what_it_should_be_is_named_not_quoted(
     directory = why_not(tmp_path, "/a")
     no_json = why_not(private(tmp_path / "a", f"{VALUE}="), "/a")
     no_text = why_not(private(tmp_path / "b", b"\xff\xfe"), "/a")
-    no_pointer = why_not(private(tmp_path / "c", "{}"), "a")
+    no_object = why_not(private(tmp_path / "c", "[1]"), "/0")
     huge = why_not(private(tmp_path / "d", b" " * (2**20 + 1)), "/a")
     nul = why_not(private(tmp_path / "e", "a\0b"), "value", "singleValue")
 
     assert f"there is no file {tmp_path}/absent" in absent
     assert "directory" in directory
-    assert "is not JSON" in no_json
+    assert "is not a JSON object" in no_json
     assert "is not UTF-8" in no_text
-    assert "must be a JSON pointer" in no_pointer
+    assert "is not a JSON object" in no_object
     assert "is larger than" in huge
     assert "NUL" in nul
 
@@ -169,6 +171,150 @@ def test_a_file_of_another_user_is_refused(
         monkeypatch.setattr(os, "geteuid", lambda: 12345)
 
     assert "belongs to another user" in why_not(path, "/a")
+
+
+def test_a_link_a_pipe_and_a_shared_file_are_refused(tmp_path: Path) -> None:
+    path = private(tmp_path / "f", json.dumps({"a": VALUE}))
+    (tmp_path / "link").symlink_to(path)
+    os.mkfifo(tmp_path / "pipe", 0o600)
+
+    link = why_not(tmp_path / "link", "/a")
+    pipe = why_not(tmp_path / "pipe", "/a")
+    (tmp_path / "twin").hardlink_to(path)
+    twin = why_not(path, "/a")
+
+    assert "is a symbolic link" in link
+    assert "is not a regular file" in pipe
+    assert "another hard link" in twin
+
+
+def test_a_file_that_cannot_be_read_in_time_is_missing(tmp_path: Path) -> None:
+    never = threading.Event()
+    source = FileSource(path=tmp_path / "f", seconds=0.05)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FileSource, "_text", lambda _: str(never.wait(60)))
+        found = source.read_all(["/a", "/b"])
+        never.set()
+
+    assert [str(found[i]) for i in ("/a", "/b")] == [
+        f"{tmp_path}/f cannot be read within 0.05 s"
+    ] * 2
+
+
+def test_a_byte_order_mark_is_no_part_of_the_value(tmp_path: Path) -> None:
+    path = private(tmp_path / "f", "\ufeff" + VALUE)
+
+    assert from_file(path, "value", "singleValue") == VALUE
+
+
+def test_only_the_variables_of_an_allowlist_are_read() -> None:
+    providers = {"some": {"source": "env", "allowlist": ["MINE"]}}
+    refs = {"A": ref("env", "MINE", "some"), "B": ref("env", "YOURS", "some")}
+
+    with pytest.raises(SecretMissing) as caught:
+        resolve(refs, providers, {"MINE": VALUE, "YOURS": VALUE})
+
+    assert "YOURS is not in the provider's allowlist" in caught.value.message
+    assert "MINE" not in caught.value.message
+
+
+def test_a_prefect_reference_is_read_by_whoever_knows_prefect() -> None:
+    refs = {"KEY": ref("prefect", "openai-key")}
+
+    values = resolve(refs, {}, {}, {"prefect": lambda name: f"{VALUE} of {name}"})
+
+    assert values["KEY"].reveal() == f"{VALUE} of openai-key"
+    with pytest.raises(SecretMissing, match="cannot be read from here"):
+        resolve(refs, {}, {})
+
+
+def test_a_provider_is_asked_once_for_all_of_its_references() -> None:
+    refs = {"A": ref("env", "ONE"), "B": ref("env", "ONE"), "C": ref("env", "TWO")}
+    asked: list[str] = []
+
+    class Counting(dict[str, str]):
+        def get(self, key: str, default: object = None) -> str:
+            asked.append(key)
+            return VALUE
+
+    values = resolve(refs, {}, Counting())
+
+    assert sorted(asked) == ["ONE", "TWO"]
+    assert {v.reveal() for v in values.values()} == {VALUE}
+
+
+def test_what_can_be_resolved_is_found_beside_what_cannot() -> None:
+    refs = {"A": ref("env", "ONE"), "B": ref("env", "TWO")}
+
+    found = look_up(refs, {}, {"ONE": VALUE})
+
+    assert [*found.values] == ["A"]
+    assert found.problems == {"B": "the variable TWO is not set"}
+    assert VALUE not in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("source", "secret_id"),
+    [
+        ("env", "A"),
+        ("env", "OPENAI_API_KEY"),
+        ("file", "value"),
+        ("file", "/"),
+        ("file", "/providers/openai/key"),
+        ("file", "/a~1b/~0c"),
+        ("exec", "providers/openai/apiKey#value"),
+        ("exec", "a..b/c.d"),
+        ("prefect", "openai-key"),
+        ("target", "models/openai"),
+    ],
+)
+def test_an_id_is_of_the_form_that_its_source_has(source: str, secret_id: str) -> None:
+    assert str(ref(source, secret_id)) == f"{source}:default:{secret_id}"
+
+
+@pytest.mark.parametrize(
+    ("source", "secret_id"),
+    [
+        ("env", "lower"),
+        ("env", "1A"),
+        ("env", "A-B"),
+        ("env", "A\n"),
+        ("env", "A" * 129),
+        ("file", "key"),
+        ("file", "/a~2b"),
+        ("file", "/a~"),
+        ("exec", "/absolute"),
+        ("exec", "a/../b"),
+        ("exec", "a/."),
+        ("exec", ".."),
+        ("exec", "with space"),
+        ("prefect", "Upper"),
+        ("prefect", "a/b"),
+    ],
+)
+def test_an_id_of_another_form_is_refused(source: str, secret_id: str) -> None:
+    with pytest.raises(ValidationError):
+        ref(source, secret_id)
+
+
+@pytest.mark.parametrize("provider", ["Default", "1a", "", "a b", "a" * 65])
+def test_a_provider_has_openclaws_form(provider: str) -> None:
+    with pytest.raises(ValidationError):
+        ref("env", "A", provider)
+
+
+@pytest.mark.parametrize("text", ["${OPENAI_API_KEY}", "$OPENAI_API_KEY"])
+def test_the_shorthand_is_a_variable(text: str) -> None:
+    short = TypeAdapter(SecretRefField).validate_python(text)
+
+    assert short == ref("env", "OPENAI_API_KEY")
+
+
+@pytest.mark.parametrize("text", ["hunter2", "${lower}", "$", "x${A}", "${A", "$A}"])
+def test_a_value_in_place_of_a_reference_is_refused(text: str) -> None:
+    with pytest.raises(ValidationError, match="never its value"):
+        TypeAdapter(SecretRefField).validate_python(text)
 
 
 def test_a_provider_of_another_source_is_refused(tmp_path: Path) -> None:

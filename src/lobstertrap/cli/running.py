@@ -29,7 +29,13 @@ def load_config() -> Config:
     """Load the lobstertrap.toml that rules here."""
     from lobstertrap.config import load  # noqa: PLC0415 - not for --help
 
-    return load(Path.cwd(), os.environ)
+    return load(Path.cwd(), os.environ, {"prefect": _read_block})
+
+
+def _read_block(name: str) -> str:
+    from tasks.secret_blocks import read_block  # noqa: PLC0415 - Prefect starts slowly
+
+    return read_block(name)
 
 
 def launch(
