@@ -28,6 +28,7 @@ from lobstertrap.repository.entry import (
 )
 from lobstertrap.repository.format import HOLE
 from lobstertrap.repository.inventory import Inventory, take_inventory
+from lobstertrap.repository.order import Order, Shape, shape_of
 from lobstertrap.repository.read_data import read_packs
 from lobstertrap.repository.repository import Repository
 from lobstertrap.repository.snapshot import Snapshot
@@ -126,40 +127,51 @@ class TreeChecker:
     def __init__(self, blobs: BlobReader, found: Inventory) -> None:
         self._blobs = blobs
         self._found = found
-        self._good: set[bytes] = set()
+        self._shapes: dict[bytes, Shape] = {}
         self._bad: dict[bytes, list[Damage]] = {}
         self.lost_stats = 0
 
     def check(self, snapshot: Snapshot) -> Iterator[Damage]:
         """Yield what a snapshot's tree lacks."""
-        tree = blake3()
-        whole = True
+        tree, order = blake3(), Order()
+        whole = ordered = True
         for branch_id, stat_id in snapshot.branches:
             self.lost_stats += not self._found.has(stat_id)
             try:
                 branch = decode_branch(self._blobs.page(branch_id))
             except (IntegrityError, NotFound) as error:
-                whole = False
+                whole = ordered = False
                 yield Damage(None, f"a whole branch of entries: {error.message}")
                 continue
             for page_id, digest, count, first in branch:
                 tree.update(digest)
                 yield from self._check_page(page_id, digest, count, first)
+                try:
+                    ordered = ordered and self._follow(order, page_id)
+                except IntegrityError as error:
+                    ordered = False
+                    yield Damage(None, error.message)
         if whole and tree.hexdigest() != snapshot.tree_digest:
             yield Damage(None, "the tree digest is not that of its entries")
 
     def _check_page(
         self, page_id: bytes, digest: bytes, count: int, first: bytes
     ) -> Iterable[Damage]:
-        if page_id in self._good:
+        if page_id in self._bad:
+            return self._bad[page_id]
+        if page_id in self._shapes:
             return ()
-        if page_id not in self._bad:
-            damages = [*self.page_damages(page_id, digest, count, first)]
-            if not damages:
-                self._good.add(page_id)
-                return ()
+        damages = [*self.page_damages(page_id, digest, count, first)]
+        if damages:
             self._bad[page_id] = damages
-        return self._bad[page_id]
+        return damages
+
+    def _follow(self, order: Order, page_id: bytes) -> bool:
+        """Say whether the next page of a tree is known to come where it belongs."""
+        shape = self._shapes.get(page_id)
+        if shape is not None:
+            order.follow(shape)
+        return shape is not None
 
     def page_damages(
         self, page_id: bytes, digest: bytes, count: int, first: bytes
@@ -171,6 +183,7 @@ class TreeChecker:
                 raise IntegrityError("an entry page is not what its branch says")
             for row in rows:
                 check_row(row)
+            self._shapes[page_id] = shape_of(rows)
         except (IntegrityError, NotFound) as error:
             what = f"{count} entries from {shown(first)} on: {error.message}"
             yield Damage(None, what)

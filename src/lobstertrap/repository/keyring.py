@@ -9,7 +9,13 @@ from lobstertrap.errors import Conflict, InvalidInput, NotFound, Refused, Unavai
 from lobstertrap.redaction import SecretValue
 from lobstertrap.repository.format import CONFIG_KEY, MAX_CONFIG
 from lobstertrap.repository.repository import Repository
-from lobstertrap.repository.slots import Config, ScryptCost, make_slot, parse_config
+from lobstertrap.repository.slots import (
+    MAX_SLOTS,
+    Config,
+    ScryptCost,
+    make_slot,
+    parse_config,
+)
 from lobstertrap.stores import require_conditional_writes
 
 _ATTEMPTS = 10
@@ -52,9 +58,10 @@ def add_key(
 
     def add(config: Config) -> Config:
         changed = replace(config, slots=(*config.slots, slot))
-        if len(changed.encode()) > MAX_CONFIG:
+        full = len(changed.slots) > MAX_SLOTS
+        if full or len(changed.encode()) > MAX_CONFIG:
             raise InvalidInput(
-                "the repository has no room for another key",
+                f"the repository has {len(config.slots)} keys and no room for another",
                 hint="remove one that nobody uses: lobstertrap key list",
             )
         return changed

@@ -14,6 +14,7 @@ from lobstertrap.errors import (
     Conflict,
     IntegrityError,
     InvalidInput,
+    LobsterTrapError,
     NotFound,
 )
 from lobstertrap.redaction import SecretValue
@@ -131,12 +132,33 @@ class Repository:
 
     # Snapshots
 
-    def snapshots(self, agent: str | None = None) -> list[Snapshot]:
-        """Return all snapshots (of `agent`), oldest first."""
-        return sorted(
-            _map(self.read_snapshot, self.snapshot_names(agent)),
-            key=lambda snapshot: (snapshot.created_at, snapshot.id),
-        )
+    def snapshots(
+        self,
+        agent: str | None = None,
+        *,
+        on_unreadable: Callable[[SnapshotName, LobsterTrapError], None] = (
+            lambda _name, _error: None
+        ),
+    ) -> list[Snapshot]:
+        """Return all snapshots (of `agent`), oldest first.
+
+        `on_unreadable` is told of each whose manifest is damaged or of a newer version;
+        the others are returned all the same.
+        """
+        names = self.snapshot_names(agent)
+        found = []
+        for name, read in zip(names, _map(self._try_snapshot, names), strict=True):
+            if isinstance(read, Snapshot):
+                found.append(read)
+            elif not isinstance(read, NotFound):  # that one was deleted since
+                on_unreadable(name, read)
+        return sorted(found, key=lambda snapshot: (snapshot.created_at, snapshot.id))
+
+    def _try_snapshot(self, name: SnapshotName) -> Snapshot | LobsterTrapError:
+        try:
+            return self.read_snapshot(name)
+        except (IntegrityError, InvalidInput, NotFound) as error:
+            return error
 
     def find(self, prefix: str, agent: str | None = None) -> Snapshot:
         """Return the snapshot `latest`, or the one whose id starts with `prefix`.

@@ -20,6 +20,9 @@ _FORMAT = "lobstertrap repository"
 _MAX_SCRYPT_MEMORY = 1 << 30
 _MASTER_SIZE = 32
 
+MAX_SLOTS = 32
+"""Each may cost a guess's time and memory before the right one is found."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScryptCost:
@@ -91,6 +94,12 @@ def parse_config(data: bytes) -> Config:
         raise broken from None
     if version != VERSION or len(identity) != 16:  # noqa: PLR2004 - as ID_SIZE
         raise broken
+    if len(slots) > MAX_SLOTS:
+        raise IntegrityError(
+            f"the repository's config object has {len(slots)} keys, "
+            f"and {MAX_SLOTS} are the most",
+            hint="restore 'repository/config' from a copy of the bucket",
+        )
     return Config(id=identity, slots=slots)
 
 
