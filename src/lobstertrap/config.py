@@ -36,9 +36,9 @@ from lobstertrap.lifecycle import AgentHandle
 if TYPE_CHECKING:
     from lobstertrap.redaction import SecretValue
     from lobstertrap.repository import Repository
+    from lobstertrap.secrets import Reader
     from lobstertrap.stores.base import ObjectStore
     from lobstertrap.stores.settings import StoreSettings
-    from lobstertrap.secrets import Reader
     from lobstertrap.targets.base import Secrets, Target
 
 FILE_NAME = "lobstertrap.toml"
@@ -57,10 +57,10 @@ class Config:
     """The file itself; relative paths in it start at its directory."""
     file: ConfigFile
     environ: Mapping[str, str] = field(repr=False)
-
-    @property
     readers: Mapping[str, Reader] = field(default_factory=dict)
     """Sources of secrets that are not the domain's own: `prefect`."""
+
+    @property
     def agents_directory(self) -> Path:
         """Where the agents are: one directory each, with an agent.yaml."""
         return self.resolve_path(self.file.agents)
@@ -246,6 +246,7 @@ def load(
 ) -> Config:
     """Find and validate lobstertrap.toml: from `start` upwards, or LOBSTERTRAP_CONFIG.
 
+    `readers` read the secrets of sources that are not the domain's own, `prefect`.
     Raises `NotFound` when there is none, `InvalidInput` with one line per mistake.
     """
     path = _find(start, environ)
@@ -262,7 +263,6 @@ def load(
         told = _KIND_IN_PLACE.sub(r"\1", describe_mistakes(path, error))
         raise InvalidInput(told, hint=_EXAMPLE) from None
     return Config(path=path, file=file, environ=environ, readers=readers)
-    `readers` read the secrets of sources that are not the domain's own, `prefect`.
 
 
 def _find(start: Path, environ: Mapping[str, str]) -> Path:
@@ -322,10 +322,6 @@ def _open_kubernetes(config: Config, name: str, section: KubernetesSection) -> T
         context=section.context,
         in_cluster=inside and not (section.kubeconfig or section.context),
     )
-    options = section.model_dump(exclude={"kind", "context", "kubeconfig"})
-    if section.registry and not section.engine:
-        options["engine"] = _podman_socket(given)
-    return KubernetesTarget(name, access, auth_files=_auth_files(given), **options)
 
 
 def _auth_files(environ: Mapping[str, str]) -> list[Path]:
