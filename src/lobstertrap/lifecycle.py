@@ -86,6 +86,7 @@ def launch(handle: AgentHandle, target_name: str) -> AgentStatus:
         raise Refused(
             f"agent '{handle.spec.name}' runs on '{target_name}' under epoch "
             f"{status.epoch}, its record says {record.epoch}",
+        bar_latecomers(handle, target)  # says so if it is the record that is wrong
             hint=f"lobstertrap stop {handle.spec.name}, then launch it again",
         )
     if status.phase != "running":
@@ -163,8 +164,19 @@ def prove_stopped(handle: AgentHandle, target_name: str) -> None:
 def bar_latecomers(handle: AgentHandle, target: Target) -> None:
     """Check the lease, and let the target, if it can, refuse what came before it."""
     record = handle.record()
-    if isinstance(target, Fence):
-        target.fence(handle.spec, epoch=record.epoch, turn=record.turn)
+    if not isinstance(target, Fence):
+        return
+    epoch, turn = target.fence(handle.spec, epoch=record.epoch, turn=record.turn)
+    if epoch <= record.epoch and turn <= record.turn:
+        return
+    handle.lease.check()  # whoever holds it now may have raised the fence
+    name = handle.spec.name
+    raise Refused(
+        f"'{target.name}' knows agent '{name}' under epoch {epoch} (turn {turn}), its "
+        f"record is older: epoch {record.epoch} (turn {record.turn})",
+        hint="if this store was lost or put back, and no other one is in use: "
+        f"lobstertrap reclaim {name} --on TARGET, where its newest state is",
+    )
 
 
 def thaw_forgotten(handle: AgentHandle, target: Target) -> None:

@@ -22,6 +22,15 @@ from lobstertrap.errors import Transient
 from tests.chaos.parts import Process
 from tests.chaos.world import AGENT
 
+SILENT: dict[str, Any] = {
+    "live_progress": lambda what: nullcontext(),
+    **dict.fromkeys(
+        ("create_markdown_artifact", "show_markdown", "show_table", "tell", "tell_all"),
+        lambda *args, **kwargs: None,
+    ),
+}
+"""What would reach Prefect's server, by the names that steps have for it."""
+
 TRIES = 2
 """How often a step with a transient error is done; tasks/step.py says 4."""
 
@@ -89,6 +98,7 @@ def _flow(process: Process, flow: Flow[Any, Any]) -> Callable[..., Any]:
         for name, value in flow.fn.__globals__.items()
         if isinstance(value, Task)
     }
+    names["watched"] = nullcontext
     names["hold"] = lambda agent, kind: hold(process, agent, kind)
     return rebind(flow.fn, names)
 
@@ -99,8 +109,7 @@ def _step(process: Process, task: Task[Any, Any]) -> Callable[..., Any]:
         {
             "open_handle": lambda agent, operation: process.handle(operation),
             "load_config": _Repository,
-            "live_progress": lambda what: nullcontext(),
-            "create_markdown_artifact": lambda *args, **kwargs: None,
+            **SILENT,
         },
     )
 
@@ -122,7 +131,10 @@ class _Repository:
         return self
 
     def find(self, snapshot: str, agent: str) -> SimpleNamespace:
-        return SimpleNamespace(id=snapshot, created_at=0.0)
+        return SimpleNamespace(id=snapshot, agent=agent, created_at=0.0)
+
+    def snapshot_names(self, agent: str) -> list[str]:
+        return []
 
 
 def rebind(function: Callable[..., Any], names: dict[str, Any]) -> Callable[..., Any]:

@@ -21,7 +21,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 from prefect import Task
@@ -31,7 +30,7 @@ from lobstertrap.errors import Transient
 from lobstertrap.targets.host import HostTarget
 from lobstertrap.targets.podman import PodmanTarget
 from tasks import step
-from tests.chaos.commands import rebind
+from tests.chaos.commands import SILENT, rebind
 
 log = logging.getLogger("chaos")
 
@@ -103,13 +102,7 @@ def _flow(kill: list[str] | None) -> Callable[..., Any]:
 
 
 def _step(name: str, task: Task[Any, Any], kill: list[str] | None) -> Any:
-    function = rebind(
-        task.fn,
-        {
-            "live_progress": lambda what: nullcontext(),
-            "create_markdown_artifact": lambda *args, **kwargs: None,
-        },
-    )
+    function = rebind(task.fn, SILENT)
 
     def run(*args: Any, **kwargs: Any) -> Any:
         if kill == [name, "before"]:

@@ -329,13 +329,14 @@ class OpenTarget:
 class FencedTarget(OpenTarget):
     """A target with a fence, as one process reaches it."""
 
-    def fence(self, agent: AgentSpec, *, epoch: int, turn: int) -> None:
+    def fence(self, agent: AgentSpec, *, epoch: int, turn: int) -> tuple[int, int]:
         """Bar what comes later and is older."""
-        self._do("fence", lambda: self._fence(epoch, turn))
+        return self._do("fence", lambda: self._fence(epoch, turn))
 
-    def _fence(self, epoch: int, turn: int) -> None:
+    def _fence(self, epoch: int, turn: int) -> tuple[int, int]:
         self.place.epoch_barred = max(epoch, self.place.epoch_barred)
         self.place.turn_barred = max(turn, self.place.turn_barred)
+        return self.place.epoch_barred, self.place.turn_barred
 
 
 def see(process: Process, name: str) -> OpenTarget:

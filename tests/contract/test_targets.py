@@ -377,8 +377,8 @@ def test_a_launch_that_comes_too_late_is_refused_even_after_a_removal(
 ) -> None:
     if not isinstance(target, Fence):
         return
-    target.fence(agent, epoch=4, turn=1)
-    target.fence(agent, epoch=2, turn=1)
+    assert target.fence(agent, epoch=4, turn=1) == (4, 1)
+    assert target.fence(agent, epoch=2, turn=3) == (4, 3)
     target.remove(agent, volumes=True)
 
     for epoch in (1, 4):
@@ -387,7 +387,7 @@ def test_a_launch_that_comes_too_late_is_refused_even_after_a_removal(
     assert target.status(agent).phase == "absent"
 
     launch(target, agent, epoch=5)
-    target.fence(agent, epoch=5, turn=1)
+    assert target.fence(agent, epoch=5, turn=1) == (5, 3)
     assert ready(target, agent).epoch == 5
 
 

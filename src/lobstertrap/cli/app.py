@@ -21,6 +21,7 @@ from lobstertrap.cli import (
     overview,
     programs,
     repository,
+    reclaiming,
     running,
 )
 from lobstertrap.cli.text import printable_lines
@@ -46,6 +47,7 @@ app = typer.Typer(
 for group in (
     running,
     overview,
+    reclaiming,
     history,
     browse,
     moves,

@@ -139,10 +139,12 @@ class Fence(Protocol):
     copy, or writes old state over newer.
     """
 
-    def fence(self, agent: AgentSpec, *, epoch: int, turn: int) -> None:
+    def fence(self, agent: AgentSpec, *, epoch: int, turn: int) -> tuple[int, int]:
         """Refuse launches up to `epoch`, and movers of a lower `turn`, from now on.
 
-        Both numbers are kept on the target, also after `remove`, and never lowered. A
+        Both numbers are kept on the target, also after `remove`, and never lowered;
+        returns what they are now: higher ones when the record that the caller has is
+        older than what acted here last. A
         launch that goes on at the same moment is refused, or is over and seen by the
         next `status`; what runs already goes on running. `launch` raises `Refused` for
         an epoch that is fenced off, and so does `run_mover` for a request that has a

@@ -283,7 +283,7 @@ class FakeTarget:
                 shutil.rmtree(self._root / agent.name, ignore_errors=True)
         self._maybe_fail("after:remove")
 
-    def fence(self, agent: AgentSpec, *, epoch: int, turn: int) -> None:
+    def fence(self, agent: AgentSpec, *, epoch: int, turn: int) -> tuple[int, int]:
         """Refuse what comes too late; see base.py."""
         self._maybe_fail("fence")
         with self.world.lock:
@@ -292,6 +292,12 @@ class FakeTarget:
             turns[agent.name] = max(turns[agent.name], turn)
 
     def freeze(self, agent: AgentSpec) -> None:
+            return epochs[agent.name], turns[agent.name]
+
+    def held_secrets(self, agent: AgentSpec) -> Mapping[str, str]:
+        """Name the bound secrets."""
+        self._maybe_fail("held_secrets")
+        return dict(self.place.secrets.get(agent.name, {}))
         """Remember it as suspended."""
         self._maybe_fail("freeze")
         self._require_running(agent)

@@ -218,14 +218,22 @@ class HostTarget:
                 raise Refused(f"{about} a mover is at its volumes", hint="wait for it")
             instance.remove(volumes=volumes)
 
-    def fence(self, agent: AgentSpec, *, epoch: int, turn: int) -> None:
+    def fence(self, agent: AgentSpec, *, epoch: int, turn: int) -> tuple[int, int]:
         """Refuse what comes too late; see base.py.
 
         A launch that passed the fence before holds the lock already: it shows as
         running, and `stop` waits for it.
         """
         with self._translated(self._about(agent)):
-            self._fence(agent).raise_to(epoch=epoch, turn=turn)
+            return self._fence(agent).raise_to(epoch=epoch, turn=turn)
+
+    def held_secrets(self, agent: AgentSpec) -> Mapping[str, str]:
+        """Name the secrets that the running agent was given. See `SecretKeeper`."""
+        instance = self._instance(agent)
+        with self._translated(self._about(agent)):
+            if not instance.is_held():
+                return {}
+            return dict((instance.state() or {}).get("secrets") or {})
 
     def freeze(self, agent: AgentSpec) -> None:
         """Let the supervisor suspend the agent's processes; see base.py."""

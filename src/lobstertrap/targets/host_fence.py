@@ -33,8 +33,11 @@ class EpochFence:
     about: str
     """What begins every message: the target and the agent."""
 
-    def raise_to(self, *, epoch: int, turn: int) -> None:
-        """Refuse launches up to `epoch` and restores of a lower `turn` from now on."""
+    def raise_to(self, *, epoch: int, turn: int) -> tuple[int, int]:
+        """Refuse launches up to `epoch` and restores of a lower `turn` from now on.
+
+        Returns the two numbers as they are kept now.
+        """
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._alone():
             now = self._read()
@@ -42,6 +45,7 @@ class EpochFence:
             if after != now:
                 state = {"version": 1, "epoch": after[0], "turn": after[1]}
                 write_state(self._file, state)
+        return after
 
     def admit_launch(self, epoch: int) -> None:
         """Raise `Refused` when `epoch` is fenced off.

@@ -30,8 +30,11 @@ class ClusterFence:
     agent: AgentSpec
     settings: spec.Settings
 
-    def raise_to(self, *, epoch: int, turn: int) -> None:
-        """Refuse launches up to `epoch` and movers of a lower `turn` from now on."""
+    def raise_to(self, *, epoch: int, turn: int) -> tuple[int, int]:
+        """Refuse launches up to `epoch` and movers of a lower `turn` from now on.
+
+        Returns the two numbers as they are kept now.
+        """
         fenced = self._write(epoch, turn)
         mark = {"metadata": {"annotations": {_FENCED: f"{fenced[0]}.{fenced[1]}"}}}
         with contextlib.suppress(NotFound):
@@ -41,6 +44,7 @@ class ClusterFence:
             gated = pod["spec"].get("schedulingGates")
             if gated and int(pod["metadata"]["labels"].get(spec.TURN, 0)) < fenced[1]:
                 self.api.delete("pods", pod["metadata"]["name"], grace=0)
+        return fenced
 
     def admit_launch(self, epoch: int) -> None:
         """Raise `Refused` when `epoch` is fenced off."""

@@ -201,13 +201,13 @@ class PodmanTarget:
             self._api.delete(f"/volumes/{volume['Name']}")
         self._movers.forget(volume["Mountpoint"] for volume in gone)
 
-    def fence(self, agent: AgentSpec, *, epoch: int, turn: int) -> None:
+    def fence(self, agent: AgentSpec, *, epoch: int, turn: int) -> tuple[int, int]:
         """Refuse what comes too late. See `Fence`.
 
         A launch that passed the fence already has its container: if that has not been
         started, it never will be. A mover that a killed command left is ended.
         """
-        self._fence(agent).raise_to(epoch=epoch, turn=turn)
+        fenced = self._fence(agent).raise_to(epoch=epoch, turn=turn)
         self._movers.end_stale(agent)
         found = self._container(agent)
         if found and never_started(found) and spec.epoch_of(found) <= epoch:
@@ -224,6 +224,13 @@ class PodmanTarget:
         seconds = agent.snapshot.timeout
         guard = Guard(self._api.url, self._identity, name, seconds)
         try:
+        return fenced
+
+    def held_secrets(self, agent: AgentSpec) -> Mapping[str, str]:
+        """Name the Podman secrets that are here. See `SecretKeeper`."""
+        found = self._container(agent)
+        marks = spec.marks_of(found) if found is not None else {}
+        return {name: marks.get(name, "") for name in self._secrets.present(agent)}
             pause(self._api, name, f"target '{self._name}': agent '{agent.name}':")
         except BaseException:
             guard.dismiss(done=False)  # the answer may be what was lost

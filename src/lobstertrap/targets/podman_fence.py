@@ -24,17 +24,21 @@ class PodmanFence:
     agent: str
     target: str
 
-    def raise_to(self, *, epoch: int, turn: int) -> None:
-        """Refuse launches up to `epoch` and movers of a lower `turn` from now on."""
+    def raise_to(self, *, epoch: int, turn: int) -> tuple[int, int]:
+        """Refuse launches up to `epoch` and movers of a lower `turn` from now on.
+
+        Returns the two numbers as they are kept now.
+        """
         before = self._found()
         now = self._read(before)
         after = (max(now[0], epoch), max(now[1], turn))
         if after == now:
-            return
+            return now
         self._save(after)
         for name, (old_epoch, old_turn) in before.items():
             if old_epoch <= after[0] and old_turn <= after[1]:
                 self.api.delete(f"/secrets/{name}")
+        return after
 
     def admit_launch(self, epoch: int) -> None:
         """Raise `Refused` when `epoch` is fenced off."""
