@@ -32,6 +32,7 @@ from lobstertrap.config_file import (
 from lobstertrap.errors import AccessDenied, InvalidInput, NotFound
 from lobstertrap.lease import Lease, hold
 from lobstertrap.lifecycle import AgentHandle
+from lobstertrap.secret_ref import SecretRef
 
 if TYPE_CHECKING:
     from lobstertrap.redaction import SecretValue
@@ -151,7 +152,7 @@ class Config:
         return AgentHandle(
             spec=spec,
             lease=lease,
-            target=target,
+            target=functools.cache(self.target),
             secrets=lambda: self.resolve_secrets(spec),
             mover_request=lambda: self.mover_request(repository),
         )
@@ -322,6 +323,10 @@ def _open_kubernetes(config: Config, name: str, section: KubernetesSection) -> T
         context=section.context,
         in_cluster=inside and not (section.kubeconfig or section.context),
     )
+    options = section.model_dump(exclude={"kind", "context", "kubeconfig"})
+    if section.registry and not section.engine:
+        options["engine"] = _podman_socket(given)
+    return KubernetesTarget(name, access, auth_files=_auth_files(given), **options)
 
 
 def _auth_files(environ: Mapping[str, str]) -> list[Path]:
