@@ -83,10 +83,10 @@ def launch(handle: AgentHandle, target_name: str) -> AgentStatus:
     status = target.status(handle.spec)
     record = handle.record()
     if status.phase == "running" and status.epoch != record.epoch:
+        bar_latecomers(handle, target)  # says so if it is the record that is wrong
         raise Refused(
             f"agent '{handle.spec.name}' runs on '{target_name}' under epoch "
             f"{status.epoch}, its record says {record.epoch}",
-        bar_latecomers(handle, target)  # says so if it is the record that is wrong
             hint=f"lobstertrap stop {handle.spec.name}, then launch it again",
         )
     if status.phase != "running":
@@ -162,7 +162,11 @@ def prove_stopped(handle: AgentHandle, target_name: str) -> None:
 
 
 def bar_latecomers(handle: AgentHandle, target: Target) -> None:
-    """Check the lease, and let the target, if it can, refuse what came before it."""
+    """Check the lease, and let the target, if it can, refuse what came before it.
+
+    Raises `Refused` when the target has seen more than the record knows: the store was
+    lost and begun anew, put back to an older state, or is another one.
+    """
     record = handle.record()
     if not isinstance(target, Fence):
         return

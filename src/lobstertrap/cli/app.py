@@ -20,8 +20,8 @@ from lobstertrap.cli import (
     moves,
     overview,
     programs,
-    repository,
     reclaiming,
+    repository,
     running,
 )
 from lobstertrap.cli.text import printable_lines
@@ -46,8 +46,8 @@ app = typer.Typer(
 )
 for group in (
     running,
-    overview,
     reclaiming,
+    overview,
     history,
     browse,
     moves,

@@ -290,14 +290,9 @@ class FakeTarget:
             epochs, turns = self.place.epochs, self.place.turns
             epochs[agent.name] = max(epochs[agent.name], epoch)
             turns[agent.name] = max(turns[agent.name], turn)
-
-    def freeze(self, agent: AgentSpec) -> None:
             return epochs[agent.name], turns[agent.name]
 
-    def held_secrets(self, agent: AgentSpec) -> Mapping[str, str]:
-        """Name the bound secrets."""
-        self._maybe_fail("held_secrets")
-        return dict(self.place.secrets.get(agent.name, {}))
+    def freeze(self, agent: AgentSpec) -> None:
         """Remember it as suspended."""
         self._maybe_fail("freeze")
         self._require_running(agent)

@@ -227,14 +227,6 @@ class HostTarget:
         with self._translated(self._about(agent)):
             return self._fence(agent).raise_to(epoch=epoch, turn=turn)
 
-    def held_secrets(self, agent: AgentSpec) -> Mapping[str, str]:
-        """Name the secrets that the running agent was given. See `SecretKeeper`."""
-        instance = self._instance(agent)
-        with self._translated(self._about(agent)):
-            if not instance.is_held():
-                return {}
-            return dict((instance.state() or {}).get("secrets") or {})
-
     def freeze(self, agent: AgentSpec) -> None:
         """Let the supervisor suspend the agent's processes; see base.py."""
         about = self._about(agent)

@@ -279,21 +279,6 @@ class KubernetesTarget:
         self._ensure_namespace()
         return self._fence(agent).raise_to(epoch=epoch, turn=turn)
 
-    def held_secrets(self, agent: AgentSpec) -> Mapping[str, str]:
-        """Name the keys that the Secrets have. See `SecretKeeper`."""
-        absent = self._absent_on_target(agent)
-        bound = self._api.find("secrets", spec.secret_name(agent)) or {}
-        marks = marks_of(self._find(agent))
-        return {
-            name: marks.get(name, "")
-            for name, ref in agent.secrets.items()
-            if (
-                f"{name} ({ref})" not in absent
-                if ref.source == "target"
-                else name in (bound.get("data") or {})
-            )
-        }
-
     def logs(
         self, agent: AgentSpec, *, follow: bool = False, lines: int | None = None
     ) -> Iterator[str]:

@@ -217,6 +217,7 @@ class PodmanTarget:
                 found = self._container(agent)
                 if found is not None and never_started(found):
                     raise
+        return fenced
 
     def freeze(self, agent: AgentSpec) -> None:
         """Pause the container, guarded. See `Freezer`."""
@@ -224,13 +225,6 @@ class PodmanTarget:
         seconds = agent.snapshot.timeout
         guard = Guard(self._api.url, self._identity, name, seconds)
         try:
-        return fenced
-
-    def held_secrets(self, agent: AgentSpec) -> Mapping[str, str]:
-        """Name the Podman secrets that are here. See `SecretKeeper`."""
-        found = self._container(agent)
-        marks = spec.marks_of(found) if found is not None else {}
-        return {name: marks.get(name, "") for name in self._secrets.present(agent)}
             pause(self._api, name, f"target '{self._name}': agent '{agent.name}':")
         except BaseException:
             guard.dismiss(done=False)  # the answer may be what was lost
