@@ -62,7 +62,7 @@ class BlobWriter:
         index: Index,
         *,
         cache: ObjectCache | None = None,
-        level: int = 3,
+        level: int = 2,
     ) -> None:
         self._store = store
         self._keys = keys
