@@ -82,17 +82,21 @@ class MoverPods:
         request = job.to_json(paths, owner=self.settings.owner(agent))
         self.end(agent)
         pod = self._create(agent, self._pod(agent, job, image, read_only))
-        uid = pod["metadata"]["uid"]
+        uid, answered = pod["metadata"]["uid"], False
         try:
             self._hand_over(agent, request, uid)
             self._admit(agent, job, pod)
             self._await_start(agent, job)
-            return read_events(self._output(agent), on_progress)
+            result = read_events(self._output(agent), on_progress)
+            answered = True
         except Unavailable as error:
             said = redactor.redact(f"{error.message}{self._how_it_ended(agent)}")
             raise Unavailable(said, hint=error.hint) from error
         finally:
-            self.end(agent, uid=uid)
+            # One that has answered ends by itself: whoever needs the volumes next waits
+            # for that, while an agent that moves away need not.
+            (self._dismiss if answered else self.end)(agent, uid=uid)
+        return result
 
     def end(self, agent: AgentSpec, *, uid: str = "") -> None:
         """Make sure that no mover of the agent is here, not even a forgotten one.
@@ -104,9 +108,7 @@ class MoverPods:
         found = self.api.persist(lambda: self._find(name, uid))
         if found is None:
             return
-        its = found["metadata"]["uid"]
-        self.api.persist(lambda: self.api.delete("pods", name, uid=its))
-        self.api.persist(lambda: self._delete_request(name, its))
+        self._dismiss(agent, uid=found["metadata"]["uid"])
         gone = self.api.until(
             lambda: self._find(name, uid) is None, seconds=_END_SECONDS
         )
@@ -117,6 +119,12 @@ class MoverPods:
                 hint="bring the node back; only if it is switched off for certain: "
                 f"kubectl -n {self.api.namespace} delete pod {name} --force",
             )
+
+    def _dismiss(self, agent: AgentSpec, *, uid: str) -> None:
+        """Delete the pod and its request, without waiting until it is gone."""
+        name = spec.mover_name(agent)
+        self.api.persist(lambda: self.api.delete("pods", name, uid=uid))
+        self.api.persist(lambda: self._delete_request(name, uid))
 
     def _about(self, agent: AgentSpec) -> str:
         return f"target '{self.settings.target}': agent '{agent.name}':"
