@@ -100,7 +100,7 @@ def read_u32s(data: Buffer) -> array[int]:
 class Compressor:
     """zstd with its context kept; one instance a thread."""
 
-    def __init__(self, level: int = 3) -> None:
+    def __init__(self, level: int = 2) -> None:
         self._zstd = zstandard.ZstdCompressor(level=level)
 
     def shrink(self, plain: Buffer) -> Buffer:
