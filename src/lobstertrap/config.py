@@ -12,7 +12,7 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -32,6 +32,7 @@ from lobstertrap.config_file import (
 from lobstertrap.errors import AccessDenied, InvalidInput, NotFound
 from lobstertrap.lease import Lease, hold
 from lobstertrap.lifecycle import AgentHandle
+from lobstertrap.targets.base import Keeper
 from lobstertrap.secret_ref import SecretRef
 
 if TYPE_CHECKING:
@@ -142,17 +143,31 @@ class Config:
         return self._resolve(agent.secrets)
 
     def handle(
-        self, agent: str, lease: Lease, repository: Repository | None = None
+        self,
+        agent: str,
+        lease: Lease,
+        repository: Repository | None = None,
+        *,
+        until: ExitStack | None = None,
     ) -> AgentHandle:
         """Return all that is needed to act on `agent` under `lease`.
 
-        With an open `repository` its movers need not derive its key again.
+        With an open `repository` its movers need not derive its key again. What a
+        target keeps from step to step it keeps until `until` is closed.
         """
         spec = self.agent(agent)
+
+        @functools.cache
+        def target(name: str) -> Target:
+            opened = self.target(name)
+            if until is not None and isinstance(opened, Keeper):
+                until.callback(opened.close)
+            return opened
+
         return AgentHandle(
             spec=spec,
             lease=lease,
-            target=functools.cache(self.target),
+            target=target,
             secrets=lambda: self.resolve_secrets(spec),
             mover_request=lambda: self.mover_request(repository),
         )
@@ -175,8 +190,8 @@ class Config:
         store = self.open_store()
         require_conditional_writes(store)
         opened = self.open_repository(create=True) if repository else None
-        with hold(store, agent, kind) as held:
-            yield self.handle(agent, held, opened)
+        with hold(store, agent, kind) as held, ExitStack() as until:
+            yield self.handle(agent, held, opened, until=until)
 
     def resume_hold(self, agent: str, operation: str) -> AgentHandle:
         """Return the handle of an operation that this program holds elsewhere."""

@@ -17,6 +17,13 @@ from lobstertrap import errors
 
 PROTOCOL_VERSION = 1
 
+STAY = "--stay"
+"""The mover's argument: standard input is a socket, and more requests may come.
+
+With a request come the locks under which it is done, as file descriptors; they are
+closed before the line that ends the answer.
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:

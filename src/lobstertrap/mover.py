@@ -2,7 +2,8 @@
 
 `python -m lobstertrap.mover` reads one line of JSON from its standard input and prints
 JSON lines (see lobstertrap.job): progress, then one result or error. It exits with 0 or
-1. It can be killed at any moment and run again.
+1. It can be killed at any moment and run again. With `--stay` it does one request after
+another, until the socket that is its standard input is closed.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 from lobstertrap import job
 from lobstertrap.errors import (
@@ -32,7 +34,10 @@ from lobstertrap.repository.system import raise_file_limit, translated
 from lobstertrap.stores.base import ObjectStore
 
 PROGRESS_INTERVAL = 0.2
+IDLE_SECONDS = 1800.0
+"""After so long without a request a mover that stays goes."""
 _MAX_REQUEST = 1 << 20
+_MAX_LOCKS = 253  # more the kernel does not pass on at once
 
 
 class Output:
@@ -66,9 +71,49 @@ def main() -> int:
     output = Output(sys.stdout.fileno())
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, partial(_stop, output))
+    raise_file_limit()
+    if job.STAY in sys.argv[1:]:
+        return _serve(output)
+    return int(not _answer(output, lambda: _parse(sys.stdin.readline(_MAX_REQUEST))))
+
+
+def _serve(output: Output) -> int:
+    """Do requests until nobody can ask any more, or nobody has for long."""
+    with socket.socket(fileno=sys.stdin.fileno()) as asking:
+        asking.settimeout(IDLE_SECONDS)
+        while True:
+            try:
+                line, locks = _receive(asking)
+            except OSError:
+                return 0
+            if not line:
+                return 0
+            if not _answer(output, partial(_parse, line), locks):
+                return 1
+
+
+def _receive(asking: socket.socket) -> tuple[str, list[int]]:
+    """Return the next request and the locks that came with it; "" at the end."""
+    data, locks = b"", []
+    while not data.endswith(b"\n") and len(data) <= _MAX_REQUEST:
+        piece, handles, _, _ = socket.recv_fds(asking, 1 << 16, _MAX_LOCKS)
+        data += piece
+        locks += handles
+        if not piece:
+            break
+    return data.decode("utf-8", "replace"), locks
+
+
+def _answer(
+    output: Output, ask: Callable[[], Mapping[str, Any]], locks: Sequence[int] = ()
+) -> bool:
+    """Do one request, let the locks go, and print the line that ends it."""
     try:
-        raise_file_limit()
-        output.line(job.result_line(run(_read(sys.stdin), output.progress)))
+        try:
+            line = job.result_line(run(ask(), output.progress))
+        finally:
+            for lock in locks:
+                os.close(lock)
     except LobsterTrapError as error:
         output.line(job.error_line(error))
     except Exception as error:  # noqa: BLE001, RUF100 - one line, never a traceback
@@ -76,8 +121,9 @@ def main() -> int:
         broken = Permanent(f"the mover failed: {kind}", hint=_where(error))
         output.line(job.error_line(broken))
     else:
-        return 0
-    return 1
+        output.line(line)
+        return True
+    return False
 
 
 def run(request: Mapping[str, Any], on_progress: job.OnProgress) -> dict[str, Any]:
@@ -213,17 +259,10 @@ class _Request:
         return Repository.unlocked(self.store(), key)
 
     def store(self) -> ObjectStore:
-        from lobstertrap.stores import open_store  # noqa: PLC0415 - only when needed
-        from lobstertrap.stores.settings import StoreSettings  # noqa: PLC0415
-
         fields = self._fields.get("store")
         if not isinstance(fields, dict):
             raise InvalidInput("the request's 'store' is not a map")
-        settings = StoreSettings.from_dict(fields)
-        for secret in (settings.secret_key, settings.session_token):
-            if secret is not None:
-                redactor.add(secret)
-        return open_store(settings)
+        return _store_of(json.dumps(fields, sort_keys=True))
 
     def cache_dir(self) -> Path | None:
         if not self.flag("cache"):
@@ -233,11 +272,23 @@ class _Request:
         return user_cache_path("lobstertrap") / "repositories"
 
 
+@lru_cache(maxsize=1)
+def _store_of(fields: str) -> ObjectStore:
+    """Open a store, or return it again: the next request is mostly to the same one."""
+    from lobstertrap.stores import open_store  # noqa: PLC0415 - only when needed
+    from lobstertrap.stores.settings import StoreSettings  # noqa: PLC0415
+
+    settings = StoreSettings.from_dict(json.loads(fields))
+    for secret in (settings.secret_key, settings.session_token):
+        if secret is not None:
+            redactor.add(secret)
+    return open_store(settings)
+
+
 _COMMANDS = {"snapshot": _snapshot, "restore": _restore}
 
 
-def _read(stream: TextIO) -> Mapping[str, Any]:
-    line = stream.readline(_MAX_REQUEST)
+def _parse(line: str) -> Mapping[str, Any]:
     try:
         request = json.loads(line)
     except ValueError:

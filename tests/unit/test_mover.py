@@ -1,5 +1,6 @@
 """The mover as a program: requests on standard input, JSON lines on standard output."""
 
+import io
 import json
 import os
 import random
@@ -239,7 +240,7 @@ def test_a_bug_is_one_line_without_values(
 
     handlers = {n: signal.getsignal(n) for n in (1, 2, 15)}
     monkeypatch.setattr(mover, "run", broken)
-    monkeypatch.setattr(mover, "_read", lambda _stream: {})
+    monkeypatch.setattr(sys, "stdin", io.StringIO("{}\n"))
     try:
         status = mover.main()
     finally:

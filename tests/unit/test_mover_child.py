@@ -42,7 +42,8 @@ def gone(pid: int) -> bool:
 def test_it_is_asked_on_standard_input_and_answers_by_lines(tmp_path: Path) -> None:
     seen: list[Progress] = []
 
-    result = run(f"cat > {tmp_path}/request; {PROGRESS}; {RESULT}", seen.append)
+    script = f"read -r line; echo $line > {tmp_path}/request; {PROGRESS}; {RESULT}"
+    result = run(script, seen.append)
 
     assert result == {"files": 3}
     assert seen == [Progress(phase="read", done_bytes=5)]

@@ -121,6 +121,17 @@ class Target(Protocol):
 
 
 @runtime_checkable
+class Keeper(Protocol):
+    """Optional: a target that keeps a mover ready from one request to the next.
+
+    It holds no volume and no lock between two requests, and ends with this process.
+    """
+
+    def close(self) -> None:
+        """End what is kept; the next request only takes a little longer."""
+
+
+@runtime_checkable
 class LogSource(Protocol):
     """Optional: a target that keeps what the agent printed."""
 

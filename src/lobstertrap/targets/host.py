@@ -39,7 +39,7 @@ from lobstertrap.targets.host_freeze import freeze, thaw
 from lobstertrap.targets.host_instance import ENDED, Instance
 from lobstertrap.targets.host_launch import HostLaunch
 from lobstertrap.targets.host_status import read_status, run_beside
-from lobstertrap.targets.mover_child import run_mover_child
+from lobstertrap.targets.mover_child import MoverChildren
 
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 _FORCE_SECONDS = 10.0
@@ -60,6 +60,7 @@ class HostTarget:
     ) -> None:
         self._name = name
         self._root = root.absolute()
+        self._movers = MoverChildren()
         self._policy = {"restart_delays": [*restart_delays], "log_limit": log_limit}
 
     @property
@@ -172,7 +173,7 @@ class HostTarget:
     ) -> dict[str, Any]:
         """Run the mover as a child; the agent and a restore exclude each other.
 
-        The child inherits the lock of the volumes, so that a mover that outlives a
+        The child is handed the lock of the volumes, so that a mover that outlives a
         killed command still keeps the agent and other movers away.
         """
         instance, about = self._instance(agent), self._about(agent)
@@ -200,7 +201,11 @@ class HostTarget:
                 {name: str(path) for name, path in paths.items()},
                 owner=(os.getuid(), os.getgid()),
             )
-            return run_mover_child(request, on_progress, pass_fds=(lock,))
+            return self._movers.run(request, on_progress, locks=(lock,))
+
+    def close(self) -> None:
+        """End the mover that stays for the next request; see base.py."""
+        self._movers.close()
 
     def remove(self, agent: AgentSpec, *, volumes: bool = False) -> None:
         """Remove what is left of a stopped instance, its log too; see base.py."""

@@ -24,6 +24,7 @@ from lobstertrap.image import image_tag
 from lobstertrap.job import MoverJob, OnProgress
 from lobstertrap.targets import podman_spec as spec
 from lobstertrap.targets.base import AgentStatus, Secrets, TargetInfo
+from lobstertrap.targets.mover_child import MoverChildren
 from lobstertrap.targets.podman_api import PodmanApi, frames, lines
 from lobstertrap.targets.podman_container_mover import ContainerMover
 from lobstertrap.targets.podman_facts import EngineFacts
@@ -69,6 +70,7 @@ class PodmanTarget:
         self._build_args = dict(build_args)
         self._identity = identity
         self._guard: Guard | None = None
+        self._children = MoverChildren()
         self._api = PodmanApi(name, url, identity=identity)
         self._secrets = BoundSecrets(api=self._api, target=name)
         self._images = Images(api=self._api, target=name, build_args=self._build_args)
@@ -189,6 +191,10 @@ class PodmanTarget:
             )
         return self._movers.run(agent, job, on_progress, admit=admit)
 
+    def close(self) -> None:
+        """End the mover that stays for the next request. See `Keeper`."""
+        self._children.close()
+
     def remove(self, agent: AgentSpec, *, volumes: bool = False) -> None:
         """Remove the stopped container and the secrets. See `Target`."""
         found = self._refuse_running(agent)
@@ -300,6 +306,7 @@ class PodmanTarget:
                 target=self._name,
                 platform=self._engine.platform,
             ),
+            children=self._children,
         )
 
     def _fence(self, agent: AgentSpec) -> PodmanFence:

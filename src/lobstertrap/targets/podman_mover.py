@@ -23,7 +23,7 @@ from typing import Any
 from lobstertrap.agent import AgentSpec
 from lobstertrap.errors import Unavailable
 from lobstertrap.job import MoverJob, OnProgress
-from lobstertrap.targets.mover_child import run_mover_child
+from lobstertrap.targets.mover_child import MoverChildren
 from lobstertrap.targets.podman_api import PodmanApi
 from lobstertrap.targets.podman_container_mover import ContainerMover
 from lobstertrap.targets.podman_spec import agent_owner, volume_name
@@ -37,6 +37,7 @@ class Movers:
     target: str
     rootless: bool
     containers: ContainerMover
+    children: MoverChildren
 
     def run(
         self,
@@ -58,10 +59,10 @@ class Movers:
         paths = {name: self._path(agent, job, name) for name in job.volumes}
         request = job.to_json(paths, owner=agent_owner(agent))
         own = [path for name, path in paths.items() if name not in job.sources]
-        # The child inherits the locks: as long as it lives, nobody else is let in.
+        # The child is handed the locks: as long as it moves, nobody else is let in.
         with self._locked(own, shared=job.command == "snapshot") as locks:
             admit()
-            return run_mover_child(request, on_progress, prefix=prefix, pass_fds=locks)
+            return self.children.run(request, on_progress, prefix=prefix, locks=locks)
 
     def refuse_busy(self, agent: AgentSpec) -> None:
         """Raise `Unavailable` while a restore still writes, perhaps a forgotten one."""
