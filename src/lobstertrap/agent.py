@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
@@ -57,6 +58,30 @@ def _absolute(value: str) -> str:
         raise ValueError(msg)
     return str(path)
 
+
+def split_egress(text: str) -> tuple[str, int | None]:
+    """Return the block and the port of `CIDR` or `CIDR:PORT`."""
+    block, colon, port = text.rpartition(":")
+    if colon and "/" in block:
+        return block, int(port) if port.isdecimal() else 0
+    return text, None
+
+
+def _egress(text: str) -> str:
+    block, port = split_egress(text)
+    allowed = "/" in block and (port is None or 0 < port < 2**16)
+    try:
+        ipaddress.ip_network(block)
+    except ValueError:
+        allowed = False
+    if not allowed:
+        msg = "a block of addresses and perhaps a port, no host name: 0.0.0.0/0:443"
+        raise ValueError(msg)
+    return text
+
+
+Egress = Annotated[str, AfterValidator(_egress)]
+"""Where an agent may connect to: `CIDR` or, for one TCP port, `CIDR:PORT`."""
 
 Seconds = Annotated[
     float,
@@ -212,6 +237,8 @@ class AgentSpec(_Model):
     secrets: dict[EnvName, SecretRefField] = Field(default_factory=dict)
     env: dict[EnvName, str] = Field(default_factory=dict)
     ports: list[Port] = Field(default_factory=list)
+    egress: list[Egress] = Field(default_factory=list)
+    """Where it may connect to besides DNS, where the target can enforce that."""
     health: Health | None = None
     resources: Resources = Resources()
     stop_timeout: Seconds = 30.0

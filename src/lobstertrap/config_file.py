@@ -15,7 +15,7 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
-from lobstertrap.agent import Name
+from lobstertrap.agent import Egress, Name
 from lobstertrap.errors import InvalidInput
 from lobstertrap.secret_ref import SecretRef, SecretRefField
 from lobstertrap.stores.settings import check_endpoint, parse_url
@@ -174,10 +174,8 @@ class KubernetesSection(_Section):
     """Of the nodes; the API server's own by default."""
     user: int | None = Field(default=None, ge=1, le=2**31 - 2)
     """The uid and gid of agents there; each agent's own by default."""
-    egress: list[
-        Annotated[str, Field(pattern=r"^[0-9a-fA-F.:]+/\d{1,3}(:\d{1,5})?$")]
-    ] = Field(default_factory=list)
-    """Where agents may connect to, besides DNS: `0.0.0.0/0:443`."""
+    egress: list[Egress] = Field(default_factory=list)
+    """Where every agent there may connect to, besides DNS: `0.0.0.0/0:443`."""
 
 
 def _known_kind(value: object) -> object:

@@ -40,6 +40,16 @@ def test_a_short_spec_gets_hardened_defaults(tmp_path):
     assert spec.directory == tmp_path
 
 
+def test_egress_is_blocks_and_ports_and_no_host_names(tmp_path):
+    good = GOOD + "egress: ['0.0.0.0/0:443', 10.0.0.0/8, 'fd00::/8', 'fd00::/8:53']\n"
+    bad = ["api.example.com:443", "10.0.0.1/8", "0.0.0.0/0:0", "0.0.0.0/0:x", "::1:5"]
+
+    assert load_agent(write(tmp_path, good)).egress[-1] == "fd00::/8:53"
+    told = mistakes(tmp_path, f"{GOOD}egress: {bad}\n")
+    assert len(told) == len(bad)
+    assert all("no host name" in line for line in told)
+
+
 def test_the_spec_of_tally_is_valid():
     here = Path(__file__).parents[2]
 

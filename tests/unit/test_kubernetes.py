@@ -123,7 +123,8 @@ def test_an_older_cluster_is_not_asked_for_a_host_name(agent):
 
 
 def test_nothing_leaves_but_dns_and_what_is_allowed(agent):
-    settings = spec.Settings(target="x", egress=["0.0.0.0/0:443", "10.0.0.0/8"])
+    settings = spec.Settings(target="x", egress=["0.0.0.0/0:443"])
+    agent = agent.model_copy(update={"egress": ["0.0.0.0/0:443", "10.0.0.0/8"]})
     policy = spec.surroundings(agent, settings)["networkpolicies"]["spec"]
 
     assert policy["policyTypes"] == ["Ingress", "Egress"]

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from lobstertrap.agent import AgentSpec, Health
+from lobstertrap.agent import AgentSpec, Health, split_egress
 from lobstertrap.errors import InvalidInput, Refused
 
 AGENT: Final = "io.lobstertrap.agent"
@@ -51,7 +51,7 @@ class Settings:
     pull_secret: str | None = None
     """An existing Secret with the registry's credentials."""
     egress: Sequence[str] = ()
-    """Where agents may connect to, besides DNS: `10.0.0.0/8` or `0.0.0.0/0:443`."""
+    """Where every agent may connect to, besides DNS and what its own spec names."""
     platform: str = "linux/amd64"
     keeps_hostname: bool = False
     """Whether the cluster can give a pod a host name of our choice (1.34)."""
@@ -428,22 +428,20 @@ def _policy(agent: AgentSpec, settings: Settings) -> dict[str, Any]:
     )
     ports = [{"protocol": "TCP", "port": port.port} for port in agent.ports]
     dns = [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]
+    allowed = dict.fromkeys([*settings.egress, *agent.egress])
     found["spec"] = {
         "podSelector": {"matchLabels": _selector(agent)},
         "policyTypes": ["Ingress", "Egress"],
         # Whoever is in the same namespace, and only what the agent publishes.
         "ingress": [{"from": [{"podSelector": {}}], "ports": ports}] if ports else [],
-        "egress": [{"ports": dns}, *[_egress(text) for text in settings.egress]],
+        "egress": [{"ports": dns}, *[_egress(text) for text in allowed]],
     }
     return found
 
 
 def _egress(text: str) -> dict[str, Any]:
-    block, port = text, ""
-    head, colon, tail = text.rpartition(":")
-    if colon and "/" in head and tail.isdigit():
-        block, port = head, tail
+    block, port = split_egress(text)
     rule: dict[str, Any] = {"to": [{"ipBlock": {"cidr": block}}]}
-    if port:
-        rule["ports"] = [{"protocol": "TCP", "port": int(port)}]
+    if port is not None:
+        rule["ports"] = [{"protocol": "TCP", "port": port}]
     return rule
