@@ -23,6 +23,7 @@ from lobstertrap.repository.browse import Tree
 from lobstertrap.repository.check import check
 from lobstertrap.repository.export import export
 from lobstertrap.repository.format import CHUNKS, PAGES, pack_key
+from lobstertrap.repository.repair import repair
 from lobstertrap.stores.directory import DirectoryStore
 from tests.golden.make_v1 import PASSPHRASE, contents
 
@@ -242,6 +243,58 @@ def test_a_check_gives_the_verdict(bucket: Bucket, name: str) -> None:
     assert kind.named(bucket) in " ".join(report.problems)
     if kind.files:
         assert set(LOST) <= set(bad[0].lost_files)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_repair_keeps_all_that_can_be_read_and_names_the_rest(
+    bucket: Bucket, expected: list, tmp_path: Path, name: str
+) -> None:
+    kind = KINDS[name]
+    whole = {one.id: files["contents"] for one, files in _snapshots(bucket, expected)}
+    kind.damage(bucket)
+    kept = bucket.first.id if "manifest" in name else ""
+
+    report = repair(bucket.open(), read_data=True)
+    again = repair(bucket.open(), read_data=True)
+
+    assert check(bucket.open(), sample=100).ok
+    assert (again.removed, again.snapshots) == ((), ())
+    for old in report.snapshots:
+        whole[str(old.replaced_by)] = whole.pop(old.verdict.id)
+        assert old.replaced_by or not kind.files
+    left = {one.id for one in bucket.open().snapshots()}
+    assert left == ({kept} if kept else whole.keys() - {"None"})
+    for number, one in enumerate(sorted(left)):
+        files = bucket.restore(one, tmp_path / str(number))
+        assert files.items() <= whole[one].items()
+        lost = whole[one].keys() - files.keys()
+        assert not lost or any(v.verdict.lost for v in report.snapshots)
+        assert not lost or kind.lost
+    index_alone = "an index" in name
+    assert not index_alone or not report.snapshots
+
+
+def _snapshots(bucket: Bucket, expected: list) -> list:
+    return list(zip((bucket.first, bucket.second), expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    "name", ["a bit of a manifest is flipped", "a manifest is cut off"]
+)
+def test_a_damaged_manifest_does_not_hide_the_others(
+    bucket: Bucket, expected: list, tmp_path: Path, name: str
+) -> None:
+    KINDS[name].damage(bucket)
+    told: list[tuple[str, str]] = []
+
+    found = bucket.open().snapshots(
+        on_unreadable=lambda name, error: told.append((name.id, error.message))
+    )
+
+    assert [snapshot.id for snapshot in found] == [bucket.first.id]
+    assert [snapshot_id for snapshot_id, _ in told] == [bucket.second.id]
+    assert bucket.second.id in told[0][1]
+    assert bucket.restore(found[0].id, tmp_path / "o") == expected[0]["contents"]
 
 
 def test_a_snapshot_that_was_deleted_leaves_the_others_whole(

@@ -48,9 +48,11 @@ from lobstertrap.repository.format import (
 )
 from lobstertrap.repository.index import Index, IndexTable
 from lobstertrap.repository.pack import expand, parse_pack, parse_trailer
+from lobstertrap.repository.repair import repair
+from lobstertrap.repository.restorer import checked
 from lobstertrap.repository.slots import parse_config
 from lobstertrap.repository.snapshot import decode_snapshot
-from lobstertrap.repository.tree import decode_branch
+from lobstertrap.repository.tree import decode_branch, read_entries
 from lobstertrap.stores.memory import MemoryStore
 from tests.fixtures.forge import ROOT, Forger, entry
 from tests.fixtures.trees import KEY, later, new_repository
@@ -496,6 +498,7 @@ def _refused(forger: Forger, base: Path, rows: list[Any], contents: list[Any]) -
     assert named in by_export.value.message
     assert snapshot.short_id in by_export.value.message
     assert [path.name for path in base.iterdir()] == ["volume"]
+    assert not check(forger.repo).ok
 
 
 @pytest.mark.parametrize(
@@ -550,6 +553,53 @@ def test_entries_out_of_order_are_refused(forger: Forger, tmp_path: Path) -> Non
     rows = [ROOT, entry(b"state/b", 1), entry(b"state/a", 1)]
 
     _refused(forger, tmp_path, rows, [])
+
+
+@pytest.mark.parametrize(
+    "pages",
+    [
+        [[ROOT, entry(b"state/b", 1)], [entry(b"state/a", 1)]],
+        [[ROOT, entry(b"state/a", 1)], [entry(b"state/a", 1)]],
+        [[ROOT], [entry(b"state/a/b", 1)]],
+        [[ROOT, entry(b"state/a", 3)], [entry(b"state/a/b", 1)]],
+        [[ROOT, entry(b"state/a", 1), entry(b"state/b", 1)], [entry(b"state/a/c", 3)]],
+        [[ROOT], [ROOT]],
+        [[ROOT], [entry(b"state/a", 1)], [entry(b"state/b/c", 3)]],
+    ],
+)
+def test_the_check_sees_order_across_pages_as_a_restore_does(
+    forger: Forger, pages: list[list[Any]]
+) -> None:
+    snapshot = forger.pages(pages)
+
+    with pytest.raises(IntegrityError) as refused:
+        _checked(forger, snapshot)
+    report = check(forger.repo)
+    repaired = repair(forger.repo)
+
+    (verdict,) = [v for v in report.snapshots if v.id == snapshot.id]
+    assert verdict.problems == (refused.value.message,)
+    assert snapshot.id in {mended.verdict.id for mended in repaired.snapshots}
+    assert check(forger.repo).ok
+
+
+def _checked(forger: Forger, snapshot: Snapshot) -> list[Any]:
+    reader = forger.repo.blob_reader(forger.repo.load_index())
+    return list(checked(read_entries(reader, snapshot.branches)))
+
+
+def test_what_is_in_order_across_pages_is_good(forger: Forger) -> None:
+    pages = [
+        [ROOT, entry(b"state/a", 1), entry(b"state/a/b", 1)],
+        [entry(b"state/a/b/c", 1)],
+        [entry(b"state/a/b/d", 3), entry(b"state/a/e", 3), entry(b"state/a-", 3)],
+        [entry(b"state/f", 1), entry(b"state/f/g", 3)],
+        [entry(b"state/f/h", 3), entry(b"state/i", 3)],
+    ]
+    snapshot = forger.pages(pages)
+
+    assert len(_checked(forger, snapshot)) == 11
+    assert check(forger.repo).ok
 
 
 @pytest.mark.parametrize(

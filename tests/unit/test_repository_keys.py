@@ -4,11 +4,18 @@ import json
 
 import pytest
 
-from lobstertrap.errors import AccessDenied, InvalidInput, NotFound, Refused
+from lobstertrap.errors import (
+    AccessDenied,
+    IntegrityError,
+    InvalidInput,
+    NotFound,
+    Refused,
+)
 from lobstertrap.redaction import SecretValue
 from lobstertrap.repository import Repository
 from lobstertrap.repository.format import CONFIG_KEY
 from lobstertrap.repository.keyring import add_key, list_keys, remove_key
+from lobstertrap.repository.slots import MAX_SLOTS
 from lobstertrap.stores.memory import MemoryStore
 from tests.fixtures.repositories import repository
 from tests.fixtures.trees import CHEAP, KEY, BrokenStore, new_repository
@@ -71,6 +78,21 @@ def test_a_key_must_be_named(prefix: str, error: type[Exception]) -> None:
 def test_odd_labels_are_refused(label: str) -> None:
     with pytest.raises(InvalidInput):
         add_key(repository()[1], NEW, label=label, cost=CHEAP)
+
+
+def test_there_are_only_so_many_keys() -> None:
+    store, repo = repository()
+    for number in range(MAX_SLOTS - 1):
+        add_key(repo, NEW, label=f"{number}", cost=CHEAP)
+
+    with pytest.raises(InvalidInput, match="32 keys and no room"):
+        add_key(repo, NEW, label="one more", cost=CHEAP)
+
+    config = json.loads(store.get(CONFIG_KEY).data)
+    config["slots"].append(config["slots"][0])
+    store.put(CONFIG_KEY, json.dumps(config).encode())
+    with pytest.raises(IntegrityError, match="has 33 keys"):
+        Repository.open(store, OLD)
 
 
 def test_an_empty_passphrase_is_refused() -> None:

@@ -20,6 +20,8 @@ from lobstertrap.repository.pack import (
 from lobstertrap.repository.repository import Repository
 
 _ATTEMPTS = 2
+_PackId = bytes
+"""The type, in a class that has a field called bytes."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,6 +31,8 @@ class ReadResult:
     packs: int = 0
     bytes: int = 0
     problems: list[str] = field(default_factory=list)
+    marred: set[_PackId] = field(default_factory=set)
+    """Packs with a problem anywhere, be it in a part that is not needed."""
 
 
 def read_packs(
@@ -45,6 +49,8 @@ def read_packs(
         size = found.packs[pack_id].size
         problems, bad = _read(repo, found, pack_id)
         result.problems += problems
+        if problems:
+            result.marred.add(pack_id)
         found.damaged |= {(pack_id, number) for number in bad}
         result.packs += 1
         result.bytes += size

@@ -97,10 +97,12 @@ def repair(
     with upkeep(repo, "repair", holder=holder) as held:
         found = take_inventory(repo)
         problems = [*found.unreadable.values(), *found.lost_packs()]
+        marred: set[bytes] = set()
         if read_data:
             read = read_packs(repo, found, sorted(found.packs), on_progress)
             problems += read.problems
-        packs = _read_trailers(repo, found, problems)
+            marred = read.marred
+        packs = _read_trailers(repo, found, problems, marred)
         held.check()
         _save_from_damaged(repo, packs.damaged)
         tables = (_parse(*pack) for pack in packs.whole)
@@ -118,19 +120,23 @@ def repair(
     )
 
 
-def _read_trailers(repo: Repository, found: Inventory, problems: list[str]) -> _Packs:
+def _read_trailers(
+    repo: Repository, found: Inventory, problems: list[str], marred: set[bytes]
+) -> _Packs:
     packs = _Packs()
-    with_damage = {pack_id for pack_id, _ in found.damaged}
     bad: set[bytes] = set()
     with ThreadPoolExecutor(_READERS, "trailers") as pool:
         ids = sorted(found.packs)
         for pack_id, plain in zip(
             ids, pool.map(partial(_trailer, repo, found), ids), strict=True
         ):
-            if plain is None or pack_id in with_damage:
+            size = found.packs[pack_id].size
+            if plain is None:
                 bad.add(pack_id)
+            elif pack_id in marred:
+                packs.damaged.append(_parse(pack_id, size, plain))
             else:
-                packs.whole.append((pack_id, found.packs[pack_id].size, plain))
+                packs.whole.append((pack_id, size, plain))
     known: set[bytes] = set()
     for table in found.index.tables:
         for pack in pack_tables(table, lambda pack_id: pack_id in bad - known):
