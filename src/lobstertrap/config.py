@@ -36,12 +36,14 @@ from lobstertrap.targets.base import Keeper
 from lobstertrap.secret_ref import SecretRef
 
 if TYPE_CHECKING:
+    from lobstertrap.adopt import Originals
     from lobstertrap.redaction import SecretValue
     from lobstertrap.repository import Repository
     from lobstertrap.secrets import Reader
     from lobstertrap.stores.base import ObjectStore
     from lobstertrap.stores.settings import StoreSettings
     from lobstertrap.targets.base import Secrets, Target
+    from lobstertrap.targets.kubernetes_api import Access
 
 FILE_NAME = "lobstertrap.toml"
 VARIABLE = "LOBSTERTRAP_CONFIG"
@@ -100,6 +102,11 @@ class Config:
         """Open one target; `NotFound` with the known ones."""
         section = self.require_target(name)
         return _OPENERS[section.kind](self, name, section)
+
+    def originals(self, name: str) -> Originals:
+        """Open what looks after other tools' agents on a target; `NotFound` if none."""
+        section = self.require_target(name)
+        return _FINDERS[section.kind](self, name, section)
 
     def require_target(self, name: str) -> AnyTargetSection:
         """Return what the file says of a target, or raise `NotFound`; opens nothing."""
@@ -327,21 +334,27 @@ def _open_kubernetes(config: Config, name: str, section: KubernetesSection) -> T
     from lobstertrap.targets.kubernetes import (  # noqa: PLC0415 - an extra
         KubernetesTarget,
     )
+
+    given = config.environ
+    options = section.model_dump(exclude={"kind", "context", "kubeconfig"})
+    if section.registry and not section.engine:
+        options["engine"] = _podman_socket(given)
+    access = _access(config, section)
+    return KubernetesTarget(name, access, auth_files=_auth_files(given), **options)
+
+
+def _access(config: Config, section: KubernetesSection) -> Access:
     from lobstertrap.targets.kubernetes_api import Access  # noqa: PLC0415 - an extra
 
     given = config.environ
     inside = "KUBERNETES_SERVICE_HOST" in given and "KUBECONFIG" not in given
-    access = Access(
+    return Access(
         kubeconfig=config.resolve_path(section.kubeconfig)
         if section.kubeconfig
         else None,
         context=section.context,
         in_cluster=inside and not (section.kubeconfig or section.context),
     )
-    options = section.model_dump(exclude={"kind", "context", "kubeconfig"})
-    if section.registry and not section.engine:
-        options["engine"] = _podman_socket(given)
-    return KubernetesTarget(name, access, auth_files=_auth_files(given), **options)
 
 
 def _auth_files(environ: Mapping[str, str]) -> list[Path]:
@@ -355,6 +368,46 @@ def _auth_files(environ: Mapping[str, str]) -> list[Path]:
     return files
 
 
+def _find_on_host(config: Config, name: str, _section: HostSection) -> Originals:
+    from lobstertrap.adopt.host import HostOriginals  # noqa: PLC0415 - when asked for
+
+    return HostOriginals(home=config.resolve_path("~"), target=name)
+
+
+def _find_in_podman(config: Config, name: str, section: PodmanSection) -> Originals:
+    from lobstertrap.adopt.podman import PodmanOriginals  # noqa: PLC0415 - an extra
+    from lobstertrap.targets.podman_api import PodmanApi  # noqa: PLC0415 - an extra
+
+    identity = config.resolve_path(section.identity) if section.identity else None
+    url = section.url or _podman_socket(config.environ)
+    return PodmanOriginals(api=PodmanApi(name, url, identity=identity), target=name)
+
+
+def _find_in_cluster(
+    config: Config, name: str, section: KubernetesSection
+) -> Originals:
+    from lobstertrap.adopt.kubernetes import (  # noqa: PLC0415 - an extra
+        ClusterOriginals,
+    )
+    from lobstertrap.targets.kubernetes_api import (  # noqa: PLC0415 - an extra
+        KubernetesApi,
+    )
+
+    access = _access(config, section)
+    return ClusterOriginals(
+        open_namespace=functools.cache(
+            lambda namespace: KubernetesApi(name, access, namespace)
+        ),
+        namespace=section.namespace,
+        target=name,
+    )
+
+
+_FINDERS: Mapping[str, Callable[[Config, str, Any], Originals]] = {
+    "host": _find_on_host,
+    "podman": _find_in_podman,
+    "kubernetes": _find_in_cluster,
+}
 _OPENERS: Mapping[str, Callable[[Config, str, Any], Target]] = {
     "host": _open_host,
     "podman": _open_podman,

@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from lobstertrap.cli import (
+    adopt,
     browse,
     history,
     keys,
@@ -51,6 +52,7 @@ for group in (
     history,
     browse,
     moves,
+    adopt,
     repository,
     keys,
     manifests,

@@ -43,6 +43,7 @@ GROUPS: Final[Mapping[str, str]] = {
     "serviceaccounts": "",
     "persistentvolumeclaims": "",
     "events": "",
+    "deployments": "apps",
     "statefulsets": "apps",
     "networkpolicies": "networking.k8s.io",
 }

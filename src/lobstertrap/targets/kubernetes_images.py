@@ -37,8 +37,10 @@ class ClusterImages:
 
     def agent_image(self, agent: AgentSpec, *, platform: str) -> str:
         """Build or pull the image, push it, and return it by its digest."""
-        if agent.image is not None and "@sha256:" in agent.image:
-            return agent.image
+        named = agent.image or ""
+        # One that only an engine has under that name is pushed like any other.
+        if "@sha256:" in named and not named.startswith("localhost/"):
+            return named
         images, registry = self._tools(f"agent '{agent.name}'")
         identity = images.ensure(agent, platform=platform)
         return self._pushed(registry, identity, agent.name)

@@ -30,7 +30,7 @@ from lobstertrap.targets.podman_container_mover import ContainerMover
 from lobstertrap.targets.podman_facts import EngineFacts
 from lobstertrap.targets.podman_fence import PodmanFence
 from lobstertrap.targets.podman_freeze import Guard, pause, unpause
-from lobstertrap.targets.podman_images import Images
+from lobstertrap.targets.podman_images import Images, carried_name
 from lobstertrap.targets.podman_mover import Movers
 from lobstertrap.targets.podman_secrets import BoundSecrets
 from lobstertrap.targets.podman_status import (
@@ -282,8 +282,7 @@ class PodmanTarget:
         """Load an image, under the name that `ensure_image` looks for."""
         image = self._images.load(archive)
         name = agent.image or image_tag(agent, self._build_args)
-        if "@" not in name:  # a digest is the image's own name already
-            self._images.tag(image, name)
+        self._images.tag(image, carried_name(name))
         return image
 
     def has_image(self, image: str) -> bool:

@@ -34,7 +34,7 @@ class Images:
     def ensure(self, agent: AgentSpec, *, platform: str) -> str:
         """Build or pull what is not here; return the identity. See `Target`."""
         reference = agent.image or context.image_tag(agent, self.build_args)
-        found = self.find(reference)
+        found = self.find(reference) or self.find(carried_name(reference))
         if found is None and agent.image is None:
             self._build(agent, reference)
             found = self.find(reference)
@@ -131,6 +131,16 @@ class Images:
                 f"'{self.target}': {' '.join(failed.split())}",
                 hint="check the name, and log in to its registry on the target",
             )
+
+
+def carried_name(reference: str) -> str:
+    """Return the name under which an image is kept that came from another engine.
+
+    One that was named by digest loses that name on the way: only its contents, and so
+    its identity, stay the same.
+    """
+    _, at, digest = reference.partition("@sha256:")
+    return f"localhost/lobstertrap/carried:{digest[:24]}" if at else reference
 
 
 def identity(found: Mapping[str, Any]) -> str:
