@@ -5,12 +5,20 @@ from collections.abc import Generator
 
 import pytest
 
+from tests.fixtures.rounds import SEED
+
 pytest_plugins = [
     "tests.fixtures.s3",
     "tests.fixtures.podman",
     "tests.fixtures.cluster",
     "tests.fixtures.prefect",
+    "tests.fixtures.openclaw",
 ]
+
+
+def pytest_report_header() -> str:
+    """Say how to repeat what chance decides."""
+    return f"LOBSTERTRAP_SEED={SEED}"
 
 
 def pytest_collection_modifyitems(

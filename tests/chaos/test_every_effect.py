@@ -16,6 +16,7 @@ from lobstertrap.errors import InvalidInput, LobsterTrapError, Refused, Unavaila
 from tests.chaos import commands
 from tests.chaos.parts import Fault, Killed, Process
 from tests.chaos.world import World
+from tests.fixtures.rounds import dice
 
 LOOKS = ("get", "head", "status", "inspect")
 
@@ -172,23 +173,37 @@ def test_killed_in_the_middle_of_a_restore_it_ends_committed_or_rolled_back() ->
             assert_settled(world)
 
 
-@pytest.mark.slow
+def test_killed_twice_it_ends_committed_or_rolled_back() -> None:
+    chance, rounds = dice("killed twice"), 0
+
+    for _ in range(150):
+        way = chance.choice((to_server, commands.abort))
+        first, second = chance.randrange(len(migration())), chance.randrange(70)
+        rounds += _kill_twice(first, way, second)
+    assert rounds > 50
+
+
+@pytest.mark.long
 def test_killed_twice_anywhere_it_ends_committed_or_rolled_back() -> None:
     rounds = 0
 
     for first in _acting(migration()):
         for way in (to_server, commands.abort):
             for second in range(200):
-                world = launched()
-                killed(world, to_server, first)
-                if not killed(world, way, second):
+                if not _kill_twice(first, way, second):
                     break
-                if second % 3 == 0 or way is commands.abort:
-                    to_server(Process(world))
-                    assert_settled(world)
-                    assert world.home == "server"
-                    rounds += 1
+                rounds += 1
     assert rounds > 500
+
+
+def _kill_twice(first: int, way: Callable[[Process], object], second: int) -> bool:
+    world = launched()
+    killed(world, to_server, first)
+    twice = killed(world, way, second)
+    to_server(Process(world))
+    assert_settled(world)
+    assert world.home == "server"
+    return twice
 
 
 @pytest.mark.parametrize("error", [Unavailable, Refused, KeyboardInterrupt, SystemExit])

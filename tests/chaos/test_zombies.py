@@ -11,6 +11,7 @@ from tests.chaos import commands
 from tests.chaos.operators import Operator, operators
 from tests.chaos.parts import Process
 from tests.chaos.world import World
+from tests.fixtures.rounds import dice
 
 Command = Callable[[Process], object]
 
@@ -107,22 +108,44 @@ def test_a_zombie_migration_does_no_harm_wherever_it_slept(rival: str) -> None:
     assert effect > 60
 
 
-@pytest.mark.parametrize("command", [commands.abort, THERE], ids=["abort", "again"])
-@pytest.mark.parametrize("progress", [40, 58])
-@pytest.mark.slow
-def test_a_zombie_that_mends_a_killed_migration_does_no_harm(
+MENDERS = pytest.mark.parametrize(
+    "command", [commands.abort, THERE], ids=["abort", "again"]
+)
+
+
+@MENDERS
+def test_a_zombie_that_mends_a_killed_migration_does_no_harm(command: Command) -> None:
+    chance = dice("a zombie mends")
+
+    for rival in (commands.abort, THERE, all_of(THERE, BACK)):
+        for _ in range(12):
+            _mend_and_sleep(command, rival, chance.randrange(90), chance.randrange(70))
+
+
+@MENDERS
+@pytest.mark.parametrize("progress", range(10, 80, 4))
+@pytest.mark.long
+def test_a_zombie_that_mends_a_migration_killed_anywhere_does_no_harm(
     command: Command, progress: int
 ) -> None:
     for rival in (commands.abort, THERE, all_of(THERE, BACK)):
         for effect in range(200):
-            world = world_at()
-            killed = Operator(world, name="killed")
-            killed.start(THERE).advance(progress)
-            killed.kill()
-            zombie = suspended_before(world, command, effect)
-            if zombie is None:
+            if not _mend_and_sleep(command, rival, progress, effect):
                 break
-            assert haunt(zombie, rival) == [], f"before effect {effect}"
+
+
+def _mend_and_sleep(
+    command: Command, rival: Command, progress: int, effect: int
+) -> bool:
+    world = world_at()
+    killed = Operator(world, name="killed")
+    killed.start(THERE).advance(progress)
+    killed.kill()
+    zombie = suspended_before(world, command, effect)
+    if zombie is not None:
+        told = f"killed after {progress}, suspended before {effect}"
+        assert haunt(zombie, rival) == [], told
+    return zombie is not None
 
 
 def test_a_zombie_launch_does_no_harm_wherever_it_slept() -> None:
