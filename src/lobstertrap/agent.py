@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
@@ -21,7 +23,8 @@ from pydantic import (
 )
 
 from lobstertrap.errors import InvalidInput, NotFound
-from lobstertrap.secret_ref import SecretRefField
+from lobstertrap.inference import PRESETS, Preset, base_url_name
+from lobstertrap.secret_ref import SecretRef, SecretRefField
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
@@ -200,6 +203,9 @@ class SnapshotRule(_Model):
     """For `hook`: lets it go on. It is always run, perhaps twice."""
     timeout: Seconds = 60.0
     """How long it may be frozen, and how long each command may take."""
+    leaks: Literal["warn", "refuse", "off"] = "warn"
+    """What becomes of a snapshot when files hold the agent's own secrets or what looks
+    like somebody's token: they are named, or there is no snapshot."""
 
     @model_validator(mode="after")
     def _hooks(self) -> Self:
@@ -216,6 +222,41 @@ class HostRun(_Model):
     """How the agent runs as a plain process on a host target."""
 
     command: list[str] = Field(min_length=1)
+
+
+class Inference(_Model):
+    """An inference provider that the agent uses: a preset's name, or an endpoint."""
+
+    name: Name
+    """`anthropic`, `google`, `openai`, `openrouter`; or any name, with `url` and `env`
+    of an endpoint that is compatible with OpenAI's."""
+    url: str | None = Field(default=None, pattern=r"^https?://[^\s/@]+(/[^\s?#]*)?$")
+    """The base of its API; the agent finds it in the variable `..._BASE_URL`."""
+    env: str | None = Field(default=None, pattern=r"^[A-Z][A-Z0-9_]{0,127}$")
+    """The variable that holds the key."""
+    key: SecretRefField | None = None
+    """Where the key is; the variable of the same name by default."""
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.name not in PRESETS and not (self.url and self.env):
+            known = ", ".join(PRESETS)
+            msg = f"one of {known}, or a name with url and env"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def preset(self) -> Preset:
+        """Return what is known of its API."""
+        known = PRESETS.get(self.name)
+        url = (self.url or "").rstrip("/")
+        if known is None:
+            return Preset(name=self.name, env=self.env or "", url=url)
+        return replace(known, url=url or known.url, env=self.env or known.env)
+
+
+def _named(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
 
 
 class AgentSpec(_Model):
@@ -235,6 +276,13 @@ class AgentSpec(_Model):
     """The same on every target; the agent's name when it is not given."""
     volumes: list[Volume] = Field(min_length=1)
     secrets: dict[EnvName, SecretRefField] = Field(default_factory=dict)
+    secret_files: dict[EnvName, AbsolutePath] = Field(default_factory=dict)
+    """Which of `secrets` are files, and where: in directories that hold nothing else.
+    `NAME_FILE` then holds the path, and the environment no value."""
+    inference: list[Annotated[Inference, BeforeValidator(_named)]] = Field(
+        default_factory=list
+    )
+    """Inference providers that it uses; each adds the secret that it needs."""
     env: dict[EnvName, str] = Field(default_factory=dict)
     ports: list[Port] = Field(default_factory=list)
     egress: list[Egress] = Field(default_factory=list)
@@ -277,6 +325,17 @@ class AgentSpec(_Model):
         return _PLACEHOLDER.sub(replace, text)
 
     @model_validator(mode="after")
+    def _add_inference(self) -> Self:
+        for used in self.inference:
+            env = used.preset.env
+            if env not in self.secrets:
+                ref = used.key or SecretRef(source="env", id=env)
+                self.secrets[env] = ref
+            if used.url:
+                self.env.setdefault(base_url_name(env), used.preset.url)
+        return self
+
+    @model_validator(mode="after")
     def _consistent(self) -> Self:
         problems = [*self._problems()]
         if problems:
@@ -295,6 +354,12 @@ class AgentSpec(_Model):
             problems += [f"{kind}: '{name}' is there twice" for name in twice]
         both = sorted(self.secrets.keys() & self.env.keys())
         problems += [f"'{name}' is both in env and in secrets" for name in both]
+        for name in self.secret_files:
+            if name not in self.secrets:
+                problems.append(f"secret_files: there is no secret '{name}'")
+            if f"{name}_FILE" in self.env or f"{name}_FILE" in self.secrets:
+                problems.append(f"'{name}_FILE' is set by the target: secret_files")
+        problems += self._misplaced_files()
         ports = {p.name for p in self.ports}
         if self.health and self.health.http and self.health.http.port not in ports:
             problems.append(f"health.http.port: no port '{self.health.http.port}'")
@@ -305,6 +370,18 @@ class AgentSpec(_Model):
         used = {m[1] for text in texts for m in _PLACEHOLDER.finditer(text)}
         problems += [f"no such placeholder: {{{u}}}" for u in sorted(used - known)]
         return problems
+
+    def _misplaced_files(self) -> Iterator[str]:
+        files = [PurePosixPath(path) for path in self.secret_files.values()]
+        if len(set(files)) < len(files):
+            yield "secret_files: two files have one path"
+        for file in files:
+            if len(file.parts) < 4:  # noqa: PLR2004 - as /run/secrets/token
+                yield f"secret_files: '{file}' needs a directory of its own"
+            for volume in self.volumes:
+                path = PurePosixPath(volume.path)
+                if file.is_relative_to(path) or path.is_relative_to(file.parent):
+                    yield f"secret_files: '{file}' and volume '{volume.name}' overlap"
 
 
 _PLACEHOLDER = re.compile(r"\{((?:volumes|ports)\.[a-z0-9-]+|agent)\}")
@@ -348,7 +425,8 @@ def describe_mistakes(path: Path, error: ValidationError) -> str:
     return "\n".join(lines)
 
 
-_SECRET_FIELDS = {"secrets", "key", "access_key", "secret_key", "session_token"}
+_SECRET_FIELDS = {"secrets", "secret_files", "inference", "key", "access_key"}
+_SECRET_FIELDS |= {"secret_key", "session_token"}
 """Where somebody may have written the value itself, in a spec or in the settings."""
 
 

@@ -13,7 +13,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -32,14 +32,14 @@ from lobstertrap.config_file import (
 from lobstertrap.errors import AccessDenied, InvalidInput, NotFound
 from lobstertrap.lease import Lease, hold
 from lobstertrap.lifecycle import AgentHandle
-from lobstertrap.targets.base import Keeper
 from lobstertrap.secret_ref import SecretRef
+from lobstertrap.targets.base import Keeper
 
 if TYPE_CHECKING:
     from lobstertrap.adopt import Originals
     from lobstertrap.redaction import SecretValue
     from lobstertrap.repository import Repository
-    from lobstertrap.secrets import Reader
+    from lobstertrap.secrets import Lookup, Reader
     from lobstertrap.stores.base import ObjectStore
     from lobstertrap.stores.settings import StoreSettings
     from lobstertrap.targets.base import Secrets, Target
@@ -145,9 +145,24 @@ class Config:
                 raise
         return Repository.create(store, key)
 
-    def resolve_secrets(self, agent: AgentSpec) -> Secrets:
-        """Resolve every secret of `agent` that does not live on a target."""
-        return self._resolve(agent.secrets)
+    def resolve_secrets(
+        self, agent: AgentSpec, repository: Repository | None = None
+    ) -> Secrets:
+        """Resolve every secret of `agent` that does not live on a target.
+
+        With an open `repository` each value is marked by its keyed digest.
+        """
+        return _marked(agent, self._resolve(agent.secrets), repository)
+
+    def look_up_secrets(
+        self, agent: AgentSpec, repository: Repository | None = None
+    ) -> Lookup:
+        """Resolve what can be resolved, and say why the rest cannot."""
+        from lobstertrap.secrets import look_up  # noqa: PLC0415 - keep light
+
+        refs, providers = agent.secrets, self._providers()
+        found = look_up(refs, providers, self.environ, self.readers)
+        return replace(found, values=_marked(agent, found.values, repository))
 
     def handle(
         self,
@@ -175,7 +190,8 @@ class Config:
             spec=spec,
             lease=lease,
             target=target,
-            secrets=lambda: self.resolve_secrets(spec),
+            secrets=lambda: self.resolve_secrets(spec, repository),
+            known_secrets=functools.cache(lambda: self.look_up_secrets(spec).values),
             mover_request=lambda: self.mover_request(repository),
         )
 
@@ -286,6 +302,20 @@ def load(
         told = _KIND_IN_PLACE.sub(r"\1", describe_mistakes(path, error))
         raise InvalidInput(told, hint=_EXAMPLE) from None
     return Config(path=path, file=file, environ=environ, readers=readers)
+
+
+def _marked(
+    agent: AgentSpec, values: Mapping[str, SecretValue], repository: Repository | None
+) -> dict[str, SecretValue]:
+    if repository is None:
+        return dict(values)
+    from lobstertrap.redaction import SecretValue  # noqa: PLC0415 - keep light
+
+    mark = repository.keys.secret_mark
+    return {
+        name: SecretValue(plain, mark=mark(agent.name, name, plain))
+        for name, plain in ((name, value.reveal()) for name, value in values.items())
+    }
 
 
 def _find(start: Path, environ: Mapping[str, str]) -> Path:

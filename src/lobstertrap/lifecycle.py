@@ -48,6 +48,8 @@ class AgentHandle:
     """Opens a target by its name in the configuration."""
     secrets: Callable[[], Secrets]
     """Resolves the agent's secrets now; `SecretMissing` names all that cannot be."""
+    known_secrets: Callable[[], Secrets] = dict
+    """The values that can be resolved, to look for them where they should not be."""
     mover_request: Callable[[], dict[str, Any]]
     """Store settings and repository key for a mover: secret, made at each use."""
     now: Callable[[], float] = time.time

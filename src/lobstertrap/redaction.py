@@ -9,12 +9,16 @@ REDACTED = "**********"
 
 
 class SecretValue:
-    """A resolved secret: no repr, no equality, no pickle; read it with `reveal`."""
+    """A resolved secret: no repr, no equality, no pickle; read it with `reveal`.
 
-    __slots__ = ("_value",)
+    `mark` tells two values apart without showing either: a keyed digest, or "".
+    """
 
-    def __init__(self, value: str) -> None:
+    __slots__ = ("_value", "mark")
+
+    def __init__(self, value: str, *, mark: str = "") -> None:
         self._value = value
+        self.mark = mark
 
     def reveal(self) -> str:
         """Return the plain value; call it only where the value is handed over."""

@@ -28,7 +28,13 @@ from lobstertrap.redaction import SecretValue
 from lobstertrap.repository import Repository
 from lobstertrap.secret_ref import SecretRef
 from lobstertrap.stores import StoreSettings, open_store
-from lobstertrap.targets.base import AgentStatus, Fence, LogSource, Target
+from lobstertrap.targets.base import (
+    AgentStatus,
+    Fence,
+    LogSource,
+    SecretKeeper,
+    Target,
+)
 from lobstertrap.targets.fake import FakeTarget, World
 from lobstertrap.targets.host import HostTarget
 from tests.fixtures.places import Place
@@ -326,6 +332,26 @@ def test_a_secret_without_a_value_is_named(target: Target, agent: AgentSpec) -> 
         target.bind_secrets(agent, {})
 
     assert target.status(agent).phase == "absent"
+
+
+def test_a_target_says_which_secrets_it_has_and_shows_no_value(
+    target: Target, agent: AgentSpec
+) -> None:
+    assert isinstance(target, SecretKeeper)
+    before = target.held_secrets(agent)
+    marked = {"TALLY_TOKEN": SecretValue(TOKEN, mark="a-mark")}
+    image = target.ensure_image(agent)
+    target.bind_secrets(agent, marked)
+    target.launch(agent, epoch=1, image=image, secrets=marked)
+    ready(target, agent)
+
+    running = target.held_secrets(agent)
+    target.stop(agent)
+    target.remove(agent)
+
+    assert before == {}
+    assert running == {"TALLY_TOKEN": "a-mark"}
+    assert target.held_secrets(agent) == {}
 
 
 def test_a_secret_that_should_be_on_the_target_is_missed(

@@ -263,6 +263,30 @@ def test_a_launch_suspended_before_its_last_step_is_fenced_off(namespace, agent)
     assert other.status(agent).phase != "running"
 
 
+def test_a_secret_can_be_a_file_of_the_agent_alone(namespace, agent):
+    namespace.kubectl("create", "secret", "generic", "ours", "--from-literal=key=there")
+    files = {"EXTRA": "/etc/tally/extra", "THERE": "/run/secrets/there"}
+    refs = {
+        "EXTRA": SecretRef(source="env", id="EXTRA"),
+        "THERE": SecretRef(source="target", id="ours/key"),
+    }
+    agent = agent.model_copy(
+        update={"secrets": {**agent.secrets, **refs}, "secret_files": files}
+    )
+    values = {**SECRETS, "EXTRA": SecretValue("not-in-the-environment\n")}
+    target = namespace.open(user=10_777)
+    target.bind_secrets(agent, values)
+    image = target.ensure_image(agent)
+    target.launch(agent, epoch=1, image=image, secrets=values)
+    ready(target, agent)
+
+    assert inside(namespace, agent, "cat", files["EXTRA"]) == "not-in-the-environment\n"
+    assert inside(namespace, agent, "cat", files["THERE"]) == "there"
+    environment = inside(namespace, agent, "cat", "/proc/1/environ").split("\0")
+    assert f"EXTRA_FILE={files['EXTRA']}" in environment
+    assert "not-in-the-environment" not in "".join(environment)
+
+
 def test_a_value_that_is_no_longer_named_is_gone_from_the_secret(namespace, agent):
     target = namespace.open()
     target.bind_secrets(agent, SECRETS)

@@ -21,6 +21,7 @@ from lobstertrap.errors import (
     Unhealthy,
 )
 from lobstertrap.redaction import SecretValue
+from lobstertrap.secret_ref import SecretRef
 from lobstertrap.targets import podman_status
 from lobstertrap.targets.podman import PodmanTarget
 from lobstertrap.targets.podman_api import PodmanApi
@@ -134,6 +135,37 @@ def test_ports_are_published_on_loopback_only(podman_laptop, target, agent):
 
     assert [place["HostIp"] for place in published] == ["127.0.0.1"]
     assert TallyClient(address=address).get("/healthz")
+
+
+def test_a_secret_can_be_a_file_of_the_agent_alone(
+    podman_laptop, target, agent, tmp_path
+):
+    files = {"EXTRA": "/etc/tally/extra", "THERE": "/run/secrets/there"}
+    (tmp_path / "value").write_text("from-there")
+    podman_laptop.run("secret", "create", "ready-made", str(tmp_path / "value"))
+    there = SecretRef(source="target", id="ready-made")
+    refs = {"EXTRA": SecretRef(source="env", id="EXTRA"), "THERE": there}
+    spec = agent.model_copy(
+        update={"secrets": {**agent.secrets, **refs}, "secret_files": files}
+    )
+    values = {**SECRETS, "EXTRA": SecretValue("not-in-the-environment\n")}
+    image = target.ensure_image(spec)
+    target.bind_secrets(spec, values)
+    target.launch(spec, epoch=1, image=image, secrets=values)
+    await_ready(target, spec)
+
+    def inside(*command: str) -> str:
+        return podman_laptop.run("exec", container_name(spec), *command)
+
+    assert inside("cat", files["EXTRA"]) == "not-in-the-environment\n"
+    assert inside("cat", files["THERE"]) == "from-there"
+    assert inside("stat", "-c", "%u:%g %a", files["EXTRA"]).strip() == "1000:1000 400"
+    environment = inside("cat", "/proc/1/environ").split("\0")
+    assert f"EXTRA_FILE={files['EXTRA']}" in environment
+    assert "not-in-the-environment" not in "".join(environment)
+    assert inspect(podman_laptop, spec)["HostConfig"]["ReadonlyRootfs"]
+    podman_laptop.run("rm", "--force", container_name(spec))
+    podman_laptop.run("secret", "rm", "ready-made")
 
 
 def test_the_secret_is_in_no_argument_image_or_label(podman_laptop, target, agent):

@@ -24,6 +24,7 @@ from lobstertrap.cli import (
     reclaiming,
     repository,
     running,
+    secret_commands,
 )
 from lobstertrap.cli.text import printable_lines
 
@@ -56,6 +57,7 @@ for group in (
     repository,
     keys,
     manifests,
+    secret_commands,
     programs,
 ):
     group.register(app)

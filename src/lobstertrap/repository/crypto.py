@@ -74,6 +74,14 @@ class Keys:
         text = "\0".join(str(mark) for mark in marks).encode()
         return blake3(text, key=self.places).digest(ID_SIZE)
 
+    def secret_mark(self, *parts: str) -> str:
+        """Return what tells two values of one secret apart; it says nothing of either.
+
+        Nobody without the master key can try values against it.
+        """
+        key = derive(self.master, "secret mark")
+        return blake3("\0".join(parts).encode(), key=key).hexdigest(16)
+
     def cipher(self, header: bytes) -> ObjectCipher:
         """Return the cipher of the object that starts with `header`."""
         return ObjectCipher(header, blake3(header, key=self.encryption).digest())

@@ -178,6 +178,18 @@ class ImageTransfer(Protocol):
 
 
 @runtime_checkable
+class SecretKeeper(Protocol):
+    """Optional: a target that says which of an agent's secrets it has."""
+
+    def held_secrets(self, agent: AgentSpec) -> Mapping[str, str]:
+        """Return the marks of the secrets that are there, by name.
+
+        The mark is that of the value with which the instance was launched; "" when
+        there is none, or it was launched without marks. Values never leave the target.
+        """
+
+
+@runtime_checkable
 class Freezer(Protocol):
     """Optional: a target that can suspend an agent for the moment of a snapshot."""
 

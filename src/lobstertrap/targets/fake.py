@@ -13,7 +13,7 @@ import shutil
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -56,8 +56,8 @@ class FakePlace:
     """What is at one place, whoever looks at it."""
 
     instances: dict[str, FakeInstance] = field(default_factory=dict)
-    secrets: dict[str, set[str]] = field(default_factory=dict)
-    """Names of bound secrets by agent; values are not kept."""
+    secrets: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Marks of bound secrets by agent; values are not kept."""
     epochs: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     turns: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     """The fences by agent."""
@@ -173,7 +173,9 @@ class FakeTarget:
         """Remember the names."""
         self._maybe_fail("bind_secrets")
         self._require(agent, secrets)
-        self.place.secrets[agent.name] = set(secrets)
+        self.place.secrets[agent.name] = {
+            name: value.mark for name, value in secrets.items()
+        }
         self._maybe_fail("after:bind_secrets")
 
     def _require(self, agent: AgentSpec, secrets: Secrets) -> None:
@@ -291,6 +293,11 @@ class FakeTarget:
             epochs[agent.name] = max(epochs[agent.name], epoch)
             turns[agent.name] = max(turns[agent.name], turn)
             return epochs[agent.name], turns[agent.name]
+
+    def held_secrets(self, agent: AgentSpec) -> Mapping[str, str]:
+        """Name the bound secrets."""
+        self._maybe_fail("held_secrets")
+        return dict(self.place.secrets.get(agent.name, {}))
 
     def freeze(self, agent: AgentSpec) -> None:
         """Remember it as suspended."""

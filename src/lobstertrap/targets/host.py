@@ -17,13 +17,14 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lobstertrap.agent import AgentSpec
 from lobstertrap.errors import (
     AccessDenied,
+    InvalidInput,
     NoSpace,
     NotFound,
     Permanent,
@@ -103,6 +104,11 @@ class HostTarget:
 
     def bind_secrets(self, agent: AgentSpec, secrets: Secrets) -> None:
         """Check that every value is there; a host keeps none."""
+        if agent.secret_files:
+            raise InvalidInput(
+                f"{self._about(agent)} a host has no place for secret_files",
+                hint="let the agent read variables, or run it in a container",
+            )
         missing = sorted(agent.secrets.keys() - secrets.keys())
         if missing:
             raise SecretMissing(
@@ -231,6 +237,14 @@ class HostTarget:
         """
         with self._translated(self._about(agent)):
             return self._fence(agent).raise_to(epoch=epoch, turn=turn)
+
+    def held_secrets(self, agent: AgentSpec) -> Mapping[str, str]:
+        """Name the secrets that the running agent was given. See `SecretKeeper`."""
+        instance = self._instance(agent)
+        with self._translated(self._about(agent)):
+            if not instance.is_held():
+                return {}
+            return dict((instance.state() or {}).get("secrets") or {})
 
     def freeze(self, agent: AgentSpec) -> None:
         """Let the supervisor suspend the agent's processes; see base.py."""

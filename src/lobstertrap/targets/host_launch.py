@@ -124,6 +124,7 @@ class HostLaunch:
                 "epoch": epoch,
                 "image": image,
                 "ports": dict(ports),
+                "secrets": {name: value.mark for name, value in secrets.items()},
                 "boot": boot_id(),
                 "command": command,
             },

@@ -28,7 +28,12 @@ from lobstertrap.targets.kubernetes_mover import MoverPods
 from lobstertrap.targets.kubernetes_pods import node_of, trouble_in_events
 from lobstertrap.targets.kubernetes_registry import Registry
 from lobstertrap.targets.kubernetes_rights import is_allowed, missing_rights
-from lobstertrap.targets.kubernetes_status import agent_status, epoch_of, is_running
+from lobstertrap.targets.kubernetes_status import (
+    agent_status,
+    epoch_of,
+    is_running,
+    marks_of,
+)
 from lobstertrap.targets.podman_api import PodmanApi
 
 _SETTLE_SECONDS: Final = 30.0  # after the grace, for the node to say so
@@ -174,7 +179,7 @@ class KubernetesTarget:
         Every try acts on the version of the StatefulSet that it has looked at, so a
         fence that is raised meanwhile, or another launch, makes it look again.
         """
-        del secrets  # bound before
+        marks = {name: value.mark for name, value in secrets.items()}
         for _ in range(_TRIES):
             found = self._find(agent)
             if is_running(found, self._pod(agent)):
@@ -189,7 +194,7 @@ class KubernetesTarget:
                     )
                 self._fence(agent).admit_launch(epoch)
                 self._movers.end(agent)
-                self._start(agent, found, epoch, image)
+                self._start(agent, found, epoch, image, marks)
             except Conflict:
                 continue
             return
@@ -278,6 +283,21 @@ class KubernetesTarget:
         """Refuse what comes too late. See `Fence`."""
         self._ensure_namespace()
         return self._fence(agent).raise_to(epoch=epoch, turn=turn)
+
+    def held_secrets(self, agent: AgentSpec) -> Mapping[str, str]:
+        """Name the keys that the Secrets have. See `SecretKeeper`."""
+        absent = self._absent_on_target(agent)
+        bound = self._api.find("secrets", spec.secret_name(agent)) or {}
+        marks = marks_of(self._find(agent))
+        return {
+            name: marks.get(name, "")
+            for name, ref in agent.secrets.items()
+            if (
+                f"{name} ({ref})" not in absent
+                if ref.source == "target"
+                else name in (bound.get("data") or {})
+            )
+        }
 
     def logs(
         self, agent: AgentSpec, *, follow: bool = False, lines: int | None = None
@@ -433,7 +453,12 @@ class KubernetesTarget:
             )
 
     def _start(
-        self, agent: AgentSpec, found: Mapping[str, Any], epoch: int, image: str
+        self,
+        agent: AgentSpec,
+        found: Mapping[str, Any],
+        epoch: int,
+        image: str,
+        marks: Mapping[str, str],
     ) -> None:
         self._ensure_claims(agent)
         for resource, manifest in spec.surroundings(agent, self._settings).items():
@@ -448,6 +473,7 @@ class KubernetesTarget:
             image=image,
             replicas=1,
             prepare_image=prepare,
+            secrets=marks,
         )
         version = found["metadata"]["resourceVersion"]
         manifest["metadata"]["resourceVersion"] = version

@@ -10,9 +10,11 @@ agent and the mover run as the same user, who owns `data` and all that is in it.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final
 
 from lobstertrap.agent import AgentSpec, Health, split_egress
@@ -26,6 +28,9 @@ MOVER: Final = "io.lobstertrap.mover"
 TURN: Final = "io.lobstertrap.turn"
 PREPARED: Final = "io.lobstertrap.prepared"
 """On a claim whose `data` is there, so that no init container has to make it."""
+
+SECRETS: Final = "io.lobstertrap.secrets"
+"""On a StatefulSet: the marks of the values that its pod was made with, as JSON."""
 
 DATA: Final = "data"
 CONTAINER: Final = "agent"
@@ -155,10 +160,15 @@ def stateful_set(
     image: str,
     replicas: int,
     prepare_image: str | None,
+    secrets: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Return the StatefulSet; with `prepare_image` its volumes are made ready first."""
+    """Return the StatefulSet; with `prepare_image` its volumes are made ready first.
+
+    `secrets` has the marks of the values that its pod is to have, by name.
+    """
     marks = labels(agent, settings) | {EPOCH: str(epoch)}
     found = _object("apps/v1", "StatefulSet", object_name(agent), marks)
+    found["metadata"]["annotations"] = {SECRETS: json.dumps(dict(secrets))}
     found["spec"] = {
         "replicas": replicas,
         "serviceName": object_name(agent),
@@ -299,7 +309,11 @@ def _pod(
         "terminationGracePeriodSeconds": math.ceil(agent.stop_timeout),
         "securityContext": pod_security(agent, settings),
         "containers": [_container(agent, epoch, image)],
-        "volumes": claims_as_volumes(agent, names) + _scratch(agent),
+        "volumes": [
+            *claims_as_volumes(agent, names),
+            *_scratch(agent),
+            *_secret_volumes(agent),
+        ],
     }
     if settings.keeps_hostname:
         pod["hostnameOverride"] = agent.host_name
@@ -337,6 +351,15 @@ def _container(agent: AgentSpec, epoch: int, image: str) -> dict[str, Any]:
         + [
             {"name": f"scratch-{number}", "mountPath": path}
             for number, path in enumerate(agent.security.tmpfs)
+        ]
+        + [
+            {
+                "name": f"secret-{number}",
+                "mountPath": path,
+                "subPath": "value",
+                "readOnly": True,
+            }
+            for number, path in enumerate(agent.secret_files.values())
         ],
     }
     if agent.command:
@@ -355,12 +378,33 @@ def _environment(agent: AgentSpec, epoch: int, expand: Any) -> list[dict[str, An
     plain = {name: expand(value) for name, value in agent.env.items()}
     plain["LOBSTERTRAP_EPOCH"] = str(epoch)
     found: list[dict[str, Any]] = [{"name": n, "value": v} for n, v in plain.items()]
-    for env, ref in agent.secrets.items():
-        name, key = secret_name(agent), env
-        if ref.source == "target":
-            name, key = secret_key(env, ref.id)
+    for env in agent.secrets:
+        if env in agent.secret_files:
+            file = {"name": f"{env}_FILE", "value": agent.secret_files[env]}
+            found.append(file)
+            continue
+        name, key = _place_of_secret(agent, env)
         source = {"secretKeyRef": {"name": name, "key": key}}
         found.append({"name": env, "valueFrom": source})
+    return found
+
+
+def _place_of_secret(agent: AgentSpec, env: str) -> tuple[str, str]:
+    """Return the Secret, and the key in it, that hold one of the agent's values."""
+    ref = agent.secrets[env]
+    if ref.source == "target":
+        return secret_key(env, ref.id)
+    return secret_name(agent), env
+
+
+def _secret_volumes(agent: AgentSpec) -> list[dict[str, Any]]:
+    """Return a volume in memory for each secret that is a file: one file in each."""
+    found = []
+    for number, env in enumerate(agent.secret_files):
+        name, key = _place_of_secret(agent, env)
+        items = [{"key": key, "path": "value"}]
+        secret = {"secretName": name, "items": items, "defaultMode": 0o440}
+        found.append({"name": f"secret-{number}", "secret": secret})
     return found
 
 

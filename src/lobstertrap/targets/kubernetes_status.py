@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -30,6 +31,16 @@ def epoch_of(found: Mapping[str, Any]) -> int | None:
     """Return the epoch of a StatefulSet or a pod."""
     text = str((found["metadata"].get("labels") or {}).get(spec.EPOCH, ""))
     return int(text) if text.isdigit() else None
+
+
+def marks_of(found: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return the marks of the secrets that a StatefulSet was applied with."""
+    notes = (found["metadata"].get("annotations") or {}) if found else {}
+    try:
+        marks = json.loads(notes.get(spec.SECRETS, "{}"))
+    except ValueError:
+        return {}
+    return marks if isinstance(marks, dict) else {}
 
 
 def agent_status(

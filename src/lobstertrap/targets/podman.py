@@ -113,7 +113,6 @@ class PodmanTarget:
         The container is made before the fence is asked: whoever raised the fence too
         late for this launch finds the container, and removes it before it can start.
         """
-        del secrets  # bound before, so that they are not in the request
         found = self._container(agent)
         if found is not None and is_running(found):
             _require_epoch(agent, found, epoch, self._name)
@@ -126,6 +125,8 @@ class PodmanTarget:
             secrets=self._secrets.names(agent),
             limits=self._engine.limits,
             target=self._name,
+            # The values were bound before, so that they are not in the request.
+            marks={name: value.mark for name, value in secrets.items()},
         )
         self._movers.refuse_busy(agent)
         self._ensure_volumes(agent)
@@ -224,6 +225,12 @@ class PodmanTarget:
                 if found is not None and never_started(found):
                     raise
         return fenced
+
+    def held_secrets(self, agent: AgentSpec) -> Mapping[str, str]:
+        """Name the Podman secrets that are here. See `SecretKeeper`."""
+        found = self._container(agent)
+        marks = spec.marks_of(found) if found is not None else {}
+        return {name: marks.get(name, "") for name in self._secrets.present(agent)}
 
     def freeze(self, agent: AgentSpec) -> None:
         """Pause the container, guarded. See `Freezer`."""

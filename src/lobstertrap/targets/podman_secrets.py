@@ -53,6 +53,19 @@ class BoundSecrets:
         self._refuse(agent, [*unbound, *self._not_on_target(agent)])
         return names
 
+    def present(self, agent: AgentSpec) -> list[str]:
+        """Return the environment names of the secrets that are on the engine."""
+        bound, lacking = set(self._of(agent)), self._not_on_target(agent)
+        return [
+            env
+            for env, ref in agent.secrets.items()
+            if (
+                env not in lacking
+                if ref.source == "target"
+                else secret_name(agent, env) in bound
+            )
+        ]
+
     def remove(self, agent: AgentSpec) -> None:
         """Remove every value of the agent."""
         for name in self._of(agent):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 from lobstertrap.agent import AgentSpec, Volume
@@ -14,11 +17,14 @@ EPOCH = "io.lobstertrap.epoch"
 VOLUME = "io.lobstertrap.volume"
 TARGET = "io.lobstertrap.target"
 MOVER = "io.lobstertrap.mover"
+SECRETS = "io.lobstertrap.secrets"
+"""The marks of the values that a container was made with, as JSON by name."""
 
 _RESTARTS = 5
 _LOG_BYTES = 10 * 2**20
 _CPU_PERIOD = 100_000  # microseconds
 _TMPFS = ["rw", "nosuid", "nodev", "mode=1777"]
+_SECRETS_PLACE = ["rw", "nosuid", "nodev", "noexec", "mode=0755", "size=64k"]
 
 
 def container_name(agent: AgentSpec) -> str:
@@ -58,6 +64,15 @@ def epoch_of(found: Mapping[str, Any]) -> int:
     return int(text) if text.isdigit() else 0
 
 
+def marks_of(found: Mapping[str, Any]) -> dict[str, str]:
+    """Return the marks of the secrets that an inspected container was made with."""
+    try:
+        marks = json.loads((found["Config"].get("Labels") or {}).get(SECRETS, "{}"))
+    except ValueError:
+        return {}
+    return marks if isinstance(marks, dict) else {}
+
+
 def volume_spec(agent: AgentSpec, volume: str, *, target: str) -> dict[str, Any]:
     """Return the request that makes one volume, owned by the agent's user.
 
@@ -81,23 +96,41 @@ def container_spec(
     secrets: Mapping[str, str],
     limits: frozenset[str],
     target: str,
+    marks: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Return the request that creates the agent's container, not started.
 
     It restarts after a crash a few times, but never after a reboot: only `always` does
     that, and a machine that comes back must not start a copy that has moved away.
 
-    `secrets` has the Podman secret's name by environment name; `limits` says which of
-    `memory`, `pids` and `cpu` the engine can enforce.
+    `secrets` has the Podman secret's name by environment name, `marks` what tells its
+    values apart; `limits` says which of `memory`, `pids` and `cpu` the engine can
+    enforce.
     """
     security = agent.security
+    files = agent.secret_files
     spec: dict[str, Any] = {
         "name": container_name(agent),
         "image": image,
-        "labels": {AGENT: agent.name, EPOCH: str(epoch), TARGET: target},
+        "labels": {
+            AGENT: agent.name,
+            EPOCH: str(epoch),
+            TARGET: target,
+            SECRETS: json.dumps(dict(marks)),
+        },
         "hostname": agent.host_name,
         "env": _environment(agent, epoch),
-        "secret_env": dict(secrets),
+        "secret_env": {n: name for n, name in secrets.items() if n not in files},
+        "secrets": [
+            {
+                "Source": secrets[name],
+                "Target": path,
+                "UID": security.user,
+                "GID": security.group,
+                "Mode": 0o400,
+            }
+            for name, path in files.items()
+        ],
         "user": f"{security.user}:{security.group}",
         "cap_drop": ["ALL"],
         "cap_add": list(security.capabilities),
@@ -106,8 +139,15 @@ def container_spec(
         "image_volume_mode": "ignore",  # an anonymous volume would be lost state
         "volumes": [_mount(agent, volume) for volume in agent.volumes],
         "mounts": [
-            {"type": "tmpfs", "destination": path, "source": "tmpfs", "options": _TMPFS}
-            for path in security.tmpfs
+            *(_tmpfs(path, _TMPFS) for path in security.tmpfs),
+            # A file needs a place to be mounted at, and the root is read-only.
+            *(
+                _tmpfs(path, _SECRETS_PLACE)
+                for path in sorted(
+                    {str(PurePosixPath(f).parent) for f in files.values()}
+                )
+                if path not in security.tmpfs
+            ),
         ],
         "portmappings": [
             {
@@ -133,6 +173,15 @@ def container_spec(
     return spec
 
 
+def _tmpfs(path: str, options: Sequence[str]) -> dict[str, Any]:
+    return {
+        "type": "tmpfs",
+        "destination": path,
+        "source": "tmpfs",
+        "options": [*options],
+    }
+
+
 def _mount(agent: AgentSpec, volume: Volume) -> dict[str, Any]:
     return {
         "Name": volume_name(agent, volume.name),
@@ -153,7 +202,8 @@ def _environment(agent: AgentSpec, epoch: int) -> dict[str, str]:
         raise InvalidInput(
             f"agent '{agent.name}': env: {', '.join(reserved)} is set by the target"
         )
-    return {**own, "LOBSTERTRAP_EPOCH": str(epoch)}
+    files = {f"{name}_FILE": path for name, path in agent.secret_files.items()}
+    return {**own, **files, "LOBSTERTRAP_EPOCH": str(epoch)}
 
 
 def _values(agent: AgentSpec) -> tuple[dict[str, str], dict[str, str]]:
