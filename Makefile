@@ -13,7 +13,8 @@ test: .venv/ready          ## every test that this machine can run
 	$(BIN)/pytest -n 3 --dist loadfile $(ARGS)
 
 chaos: .venv/ready         ## the long proof: MINUTES=30, LOBSTERTRAP_SEED=n repeats a run
-	LOBSTERTRAP_CHAOS_MINUTES=$(MINUTES) $(BIN)/pytest -m long $(ARGS)
+	LOBSTERTRAP_SEED=$${LOBSTERTRAP_SEED:-$$(date +%s)} \
+	  LOBSTERTRAP_CHAOS_MINUTES=$(MINUTES) $(BIN)/pytest -m long --timeout 7200 $(ARGS)
 
 check: .venv/ready         ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
