@@ -24,8 +24,10 @@ _SHAPES = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY|://[^/\s:@]*:[^/\s@]+@"
 )
 _WORD = re.compile(r"[A-Za-z0-9+/_=-]{24,}")
+_HEXADECIMAL = re.compile(r"[0-9a-f]+|[0-9A-F]+")
+_DISTINCT = 8
 _RANDOM_BITS = 3.6
-"""Bits for each character: hexadecimal has up to 4, a word or a path about 3."""
+"""Bits for each character of a long word; those of a language have about 3."""
 
 
 def looks_secret(name: str, value: str) -> bool:
@@ -41,11 +43,14 @@ def has_secret_shape(text: str) -> bool:
 
 
 def _is_random(word: str) -> bool:
-    if "/" in word and not any(char.isdigit() for char in word):
-        return False  # a path
+    digits = any(char.isdigit() for char in word)
+    if _HEXADECIMAL.fullmatch(word):
+        return digits and len(set(word)) >= _DISTINCT
+    cases = any(char.isupper() for char in word) and any(c.islower() for c in word)
+    return digits and cases and _bits(word) >= _RANDOM_BITS
+
+
+def _bits(word: str) -> float:
+    """Return the bits for each character, as its own frequencies have it."""
     counts, length = Counter(word).values(), len(word)
-    bits = -sum(n / length * math.log2(n / length) for n in counts)
-    mixed = any(char.isdigit() for char in word) and any(
-        char.isalpha() for char in word
-    )
-    return mixed and bits >= _RANDOM_BITS
+    return -sum(n / length * math.log2(n / length) for n in counts)
