@@ -9,6 +9,7 @@ from prefect import flow
 
 from tasks.choices import only_agent
 from tasks.launch_on import launch_on
+from tasks.names import AgentName, TargetName
 from tasks.step import hold, run_name
 
 
@@ -18,7 +19,7 @@ from tasks.step import hold, run_name
     persist_result=True,
     result_serializer="json",
 )
-def launch_agent(on: str, agent: str | None = None) -> dict[str, Any]:
+def launch_agent(on: TargetName, agent: AgentName | None = None) -> dict[str, Any]:
     """Run an agent on a target and wait until it is healthy.
 
     Args:

@@ -8,12 +8,14 @@ from typing import Any
 from prefect import flow
 
 from tasks.after_a_kill import roll_back_cancelled, roll_back_crashed
+from tasks.ask_approval import ask_approval
 from tasks.await_destination import await_destination
 from tasks.begin_migration import begin_migration
 from tasks.check_plan import check_plan
 from tasks.choices import only_agent, only_other_target
 from tasks.commit_migration import commit_migration
 from tasks.launch_destination import launch_destination
+from tasks.names import AgentName, TargetName
 from tasks.precopy_state import precopy_state
 from tasks.publish_receipt import publish_receipt
 from tasks.retire_source import retire_source
@@ -33,7 +35,10 @@ from tasks.transfer_state import transfer_state
     on_crashed=[roll_back_crashed],
 )
 def migrate_agent(
-    agent: str | None = None, to: str | None = None, abort: bool = False
+    agent: AgentName | None = None,
+    to: TargetName | None = None,
+    abort: bool = False,
+    approval: bool = False,
 ) -> dict[str, Any]:
     """Move an agent with its state to another target.
 
@@ -44,20 +49,25 @@ def migrate_agent(
         agent: The agent's name; may be left out when there is only one.
         to: The destination's name; may be left out when there is only one other target.
         abort: Roll an unfinished migration back instead of continuing it.
+        approval: Show the plan and wait, suspended, until somebody approves of it.
     """
     agent = agent or only_agent()
     with hold(agent, "migrate") as operation:
         if abort:
             return {"agent": agent, "rolled_back_to": roll_back(agent, operation)}
-        return _migrate(agent, operation, to or only_other_target(agent))
+        return _migrate(
+            agent, operation, to or only_other_target(agent), approval=approval
+        )
 
 
-def _migrate(agent: str, operation: str, to: str) -> dict[str, Any]:
+def _migrate(agent: str, operation: str, to: str, *, approval: bool) -> dict[str, Any]:
     began = time.monotonic()
     plan = check_plan(agent, operation, to)
     if plan.resumes == "rolling-back":
         roll_back(agent, operation)
         plan = check_plan(agent, operation, to)
+    if approval and plan.resumes is None:  # one that was begun has been approved
+        ask_approval(plan)
     # Copies, or Prefect would draw an edge from the plan to every step that names them.
     source, to = "".join(plan.source), "".join(to)
     downtime = 0.0

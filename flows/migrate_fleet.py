@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow
+from pydantic import Field
 
 from tasks.find_fleet import find_fleet
 from tasks.move_fleet import move_fleet
+from tasks.names import TargetName
 from tasks.publish_fleet import publish_fleet
 from tasks.step import run_name, watched
 
@@ -18,7 +20,11 @@ from tasks.step import run_name, watched
     persist_result=True,
     result_serializer="json",
 )
-def migrate_fleet(source: str, to: str, parallel: int = 2) -> dict[str, Any]:
+def migrate_fleet(
+    source: TargetName,
+    to: TargetName,
+    parallel: Annotated[int, Field(ge=1, le=32)] = 2,
+) -> dict[str, Any]:
     """Move every agent that lives on a target to another one.
 
     Each migration is a run of its own, which commits or rolls back by itself. One that

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow
+from pydantic import Field
 
 from tasks.choices import only_agent
+from tasks.names import AgentName, TargetName
 from tasks.prepare_restore import prepare_restore
 from tasks.restore_volumes import restore_volumes
 from tasks.resume_agent import resume_agent
@@ -21,9 +23,9 @@ from tasks.take_over import take_over
     result_serializer="json",
 )
 def restore_agent(
-    to: str,
-    agent: str | None = None,
-    snapshot: str = "latest",
+    to: TargetName,
+    agent: AgentName | None = None,
+    snapshot: Annotated[str, Field(min_length=4)] = "latest",
     takeover: bool = False,
 ) -> dict[str, Any]:
     """Make an agent's volumes on a target equal to a snapshot.

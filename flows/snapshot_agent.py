@@ -1,4 +1,4 @@
-"""Flow: take a snapshot of an agent where it lives."""
+"""Flow: take a snapshot of an agent where it lives, or of each of them."""
 
 from __future__ import annotations
 
@@ -6,36 +6,55 @@ from typing import Any, Literal
 
 from prefect import flow
 
-from tasks.choices import only_agent
 from tasks.choose_mode import choose_mode
+from tasks.find_agents import find_agents
 from tasks.find_home import find_home
+from tasks.names import AgentName
+from tasks.outcomes import outcome_of
 from tasks.pause_agent import pause_agent
+from tasks.publish_round import publish_round
+from tasks.publish_snapshot import publish_snapshot
 from tasks.resume_agent import resume_agent
 from tasks.snapshot_held import snapshot_held
-from tasks.step import hold, run_name
+from tasks.step import hold, run_name, watched
 from tasks.take_snapshot import take_snapshot
+
+Mode = Literal["stop", "freeze", "hook", "live"]
 
 
 @flow(
     name="snapshot-agent",
-    flow_run_name=run_name("snapshot {agent} ({mode})"),
+    flow_run_name=run_name("snapshot {agent} ({mode})", agent="every agent"),
     persist_result=True,
     result_serializer="json",
 )
 def snapshot_agent(
-    agent: str | None = None,
+    agent: AgentName | None = None,
     mode: Literal["stop", "freeze", "hook", "live"] | None = None,
 ) -> dict[str, Any]:
-    """Take a snapshot of an agent's volumes.
+    """Take a snapshot of an agent's volumes, or of every agent's, one after the other.
 
     Args:
-        agent: The agent's name; may be left out when there is only one.
+        agent: The agent's name. Without one, every agent that has a state and at which
+            no other operation is at work; one that fails stops no other.
         mode: What the agent's spec says when it is left out. In the moment in which the
             last changes are read, `stop` stops the agent, `freeze` suspends it and
             `hook` runs the spec's commands before and after; `live` does nothing, and
             is not of one point in time.
     """
-    agent = agent or only_agent()
+    return _snapshot_every(mode) if agent is None else _snapshot(agent, mode)
+
+
+def _snapshot_every(mode: Mode | None) -> dict[str, Any]:
+    with watched():
+        states = {
+            name: snapshot_agent(agent=name, mode=mode, return_state=True)
+            for name in find_agents()
+        }
+        return publish_round([outcome_of(*item) for item in states.items()])
+
+
+def _snapshot(agent: str, mode: Mode | None) -> dict[str, Any]:
     with hold(agent, "snapshot") as operation:
         home = find_home(agent, operation)
         running = resume_agent(agent, operation, home) == "running"
@@ -44,14 +63,12 @@ def snapshot_agent(
         else:
             chosen = choose_mode(agent, operation, mode)
             taken = _snapshot_running(agent, operation, home, chosen)
-    return {"agent": agent, "target": home, **taken}
+    with watched():
+        return publish_snapshot(agent, home, taken)
 
 
 def _snapshot_running(
-    agent: str,
-    operation: str,
-    home: str,
-    mode: Literal["stop", "freeze", "hook", "live"],
+    agent: str, operation: str, home: str, mode: Mode
 ) -> dict[str, Any]:
     if mode == "live":
         return take_snapshot(agent, operation, home, "live", "asked for")

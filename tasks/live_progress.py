@@ -6,12 +6,13 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from lobstertrap import progress
-from lobstertrap.job import Progress
+from lobstertrap.job import OnProgress, Progress
 
 EVERY = 2.0
 """Seconds between two updates; a transfer that is over sooner makes no artifact."""
@@ -24,6 +25,11 @@ def live_progress(what: str) -> Iterator[None]:
     """Show the progress of the block in the UI and, in words, in the run's log."""
     with progress.subscribe(_Artifact(what).show):
         yield
+
+
+def reporting(what: str) -> OnProgress:
+    """Return what tells whoever watches how far `what` is."""
+    return partial(progress.report, what)
 
 
 class _Artifact:

@@ -49,17 +49,18 @@ def step(*, task_run_name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
     )
 
 
-def run_name(template: str) -> Callable[[], str]:
+def run_name(template: str, **left_out: str) -> Callable[[], str]:
     """Return what names a flow's runs: the template without what was left out.
 
-    `migrate {agent} -> {to}` is `migrate tally` where `to` is the only other target.
+    `migrate {agent} -> {to}` is `migrate tally` where `to` is the only other target;
+    `left_out` says what a parameter that was not given is called instead.
     """
 
     def name() -> str:
         given = flow_run.get_parameters()
-        known = {key: value or "" for key, value in given.items()}
+        known = {k: v or left_out.get(k, "") for k, v in given.items()}
         text = template.format_map(defaultdict(str, known))
-        return " ".join(text.removesuffix("-> ").split())
+        return " ".join(text.removesuffix("-> ").replace("()", "").split())
 
     return name
 

@@ -16,10 +16,12 @@ from prefect.plugins import HookContext, register_hook
 
 DEPLOYMENTS = {
     "launch-agent": "default",
+    "maintain-repository": "weekly",
     "migrate-agent": "default",
     "migrate-fleet": "default",
     "restore-agent": "default",
     "snapshot-agent": "scheduled",
+    "watch-agents": "every-ten-minutes",
 }
 """The deployment that a bare flow name means; prefect.yaml has them all."""
 

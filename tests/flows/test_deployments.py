@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 
@@ -36,6 +37,11 @@ def test_prefect_yaml_has_no_unknown_key():
 def test_a_deployment_has_no_unknown_key(deployment):
     assert deployment.keys() <= KEYS
     assert deployment["work_pool"].keys() <= {"name", "work_queue_name"}
+    for schedule in deployment.get("schedules", []):
+        assert schedule.keys() == {"slug", "cron", "timezone"}
+    ConcurrencyLimitConfig.model_validate(
+        deployment.get("concurrency_limit", {"limit": 1}), extra="forbid"
+    )
 
 
 @each_deployment
@@ -56,6 +62,27 @@ def test_the_form_in_the_ui_explains_every_parameter(deployment):
 
     assert schema.properties
     assert all(field.get("description") for field in schema.properties.values())
+
+
+def test_the_form_offers_the_agents_and_targets_that_there_are(monkeypatch):
+    monkeypatch.setenv("LOBSTERTRAP_CONFIG", str(ROOT / "lobstertrap.example.toml"))
+    deployment = next(
+        d for d in FILE["deployments"] if d["flow_name"] == "restore-agent"
+    )
+
+    fields = parameter_schema(load_flow(deployment)).properties
+
+    assert fields["to"]["enum"] == ["desk", "laptop"]
+    assert "tally" in fields["agent"]["anyOf"][0]["enum"]
+
+
+def test_without_a_configuration_the_form_takes_any_name(monkeypatch, tmp_path):
+    monkeypatch.delenv("LOBSTERTRAP_CONFIG", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+    schema = parameter_schema(load_flow(FILE["deployments"][0]))
+
+    assert schema.properties["to"]["anyOf"][0] == {"type": "string"}
 
 
 def test_a_bare_name_is_known_for_every_flow():

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import (
     DeploymentFilter,
     DeploymentFilterTags,
@@ -24,13 +24,21 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import State, StateType
+from prefect.client.schemas.objects import (
+    ConcurrencyLimitConfig,
+    State,
+    StateType,
+)
+from prefect.client.schemas.schedules import CronSchedule
 from prefect.deployments.runner import RunnerDeployment
+from prefect.exceptions import ObjectNotFound
 from prefect.runner import Runner
 from prefect.states import Crashed
 
-_SERVED = ("name", "flow_name", "entrypoint", "description", "tags", "parameters")
+_SERVED = (*("name", "flow_name", "entrypoint", "description", "tags", "parameters"),)
 _LEFT = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+_LOOK_EVERY = 10.0
+"""Seconds between two looks for agents and targets that came or went."""
 
 
 def main() -> None:
@@ -41,31 +49,83 @@ def main() -> None:
 async def _serve(ready: int) -> None:
     await _end_abandoned_runs()
     runner = Runner(name="lobstertrap", pause_on_shutdown=False)
-    for deployment in _deployments(Path.cwd() / "prefect.yaml"):
-        await runner.aadd_deployment(deployment)
+    await _deploy(runner)
     serving = asyncio.create_task(runner.start())
     while not (runner.started or serving.done()):  # noqa: ASYNC110 - it has no event
         await asyncio.sleep(0.05)
     stop = _stop_signal()  # in the place of the runner's own, which waits for its runs
     os.write(ready, b"ready\n")
     os.close(ready)
+    following = asyncio.create_task(_follow_names(runner))
     await asyncio.wait({serving, stop}, return_when=asyncio.FIRST_COMPLETED)
+    following.cancel()
     if not serving.done():
         await runner.astop()
     await serving
 
 
-def _deployments(file: Path) -> list[RunnerDeployment]:
-    """Return what prefect.yaml names; work pools and pull steps are for workers."""
+async def _deploy(runner: Runner) -> None:
+    """Serve what prefect.yaml names; work pools and pull steps are for workers."""
+    file = Path.cwd() / "prefect.yaml"
     entries: list[dict[str, Any]] = yaml.safe_load(file.read_text("utf-8"))[
         "deployments"
     ]
-    return [
-        RunnerDeployment.from_entrypoint(
-            **{key: entry[key] for key in _SERVED if key in entry}
-        )
-        for entry in entries
+    async with get_client() as client:
+        for entry in entries:
+            deployment = RunnerDeployment.from_entrypoint(
+                **{key: entry[key] for key in _SERVED if key in entry},
+                schedules=await _schedules(client, entry),
+                concurrency_limit=_limit(entry),
+            )
+            await runner.aadd_deployment(deployment)
+
+
+async def _schedules(
+    client: PrefectClient, entry: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Return an entry's schedules, and what a person has made of them in the UI.
+
+    One that was paused stays paused, and one that was added stays.
+    """
+    try:
+        name = f"{entry['flow_name']}/{entry['name']}"
+        made = (await client.read_deployment_by_name(name)).schedules
+    except ObjectNotFound:
+        made = []
+    paused = {one.slug for one in made if not one.active}
+    ours = [
+        {
+            "schedule": CronSchedule(cron=one["cron"], timezone=one["timezone"]),
+            "active": one["slug"] not in paused,
+            "slug": one["slug"],
+        }
+        for one in entry.get("schedules", [])
     ]
+    slugs = {one["slug"] for one in ours}
+    added = [
+        one.model_dump(include={"schedule", "active", "slug", "parameters"})
+        for one in made
+        if one.slug not in slugs
+    ]
+    return ours + added
+
+
+def _limit(entry: dict[str, Any]) -> ConcurrencyLimitConfig | None:
+    limit = entry.get("concurrency_limit")
+    return ConcurrencyLimitConfig(**limit) if limit else None
+
+
+async def _follow_names(runner: Runner) -> None:
+    """Let the forms offer agents and targets that came after the start, too."""
+    from tasks.names import known_names  # noqa: PLC0415 - cli and flows come first
+
+    served = None
+    while True:
+        names = known_names("agents"), known_names("targets")
+        if served is not None and names != served:
+            await _deploy(runner)
+        served = names
+        await asyncio.sleep(_LOOK_EVERY)
 
 
 def _stop_signal() -> asyncio.Task[Any]:
