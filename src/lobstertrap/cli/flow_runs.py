@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from lobstertrap.cli import watch
+from lobstertrap.cli.flow_server import a_server
 from lobstertrap.cli.running import load_config
 from lobstertrap.config import Config
 from lobstertrap.errors import NotFound
@@ -20,7 +21,7 @@ _QUIET = {
     "PREFECT_LOGGING_EXTRA_LOGGERS": "lobstertrap",
 }
 _PATIENT = {
-    # Without a server Prefect starts one of its own, which takes up to 24 s here.
+    # For the server that Prefect starts itself where ours cannot be: up to 24 s here.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "60",
 }
 
@@ -29,12 +30,14 @@ def run_flow(context: typer.Context, flow: str, **parameters: Any) -> dict[str, 
     """Run `flows/<flow>.py`'s flow of the same name and return what it returns."""
     debug = bool(context.ensure_object(dict).get("debug"))
     _prepare(os.environ, debug=debug)
-    try:
-        module = importlib.import_module(f"flows.{flow}")
-    except ModuleNotFoundError as error:
-        raise _not_here(error) from error
-    with watch.shown():
-        return dict(getattr(module, flow)(**parameters))
+    with a_server(os.environ) as ready:
+        try:
+            module = importlib.import_module(f"flows.{flow}")
+        except ModuleNotFoundError as error:
+            raise _not_here(error) from error
+        ready()
+        with watch.shown():
+            return dict(getattr(module, flow)(**parameters))
 
 
 def check_first(agent: str, *targets: str) -> Config:

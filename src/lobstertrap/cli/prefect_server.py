@@ -20,10 +20,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from lobstertrap.cli.served import LOCK
 from lobstertrap.errors import NotFound, Refused, Unavailable
 from lobstertrap.tied import tied
 
 HOST = "127.0.0.1"
+_REACHED_AT = {"0.0.0.0": HOST, "::": "::1"}  # noqa: S104 - where all addresses listen
+"""Where this machine reaches a server that listens on all addresses."""
 _START_SECONDS = 240.0
 _STOP_SECONDS = 20.0
 
@@ -61,7 +64,8 @@ class PrefectServer:
     @property
     def url(self) -> str:
         """Where the UI is, for a person."""
-        return f"http://{_address(self._host)}:{self._port}"
+        host = _REACHED_AT.get(self._host, self._host)
+        return f"http://{_address(host)}:{self._port}"
 
     @property
     def api(self) -> str:
@@ -134,7 +138,7 @@ class PrefectServer:
         )
 
     def _take_directory(self) -> None:
-        lock = (self._directory / "server.lock").open("a+", encoding="utf-8")
+        lock = (self._directory / LOCK).open("a+", encoding="utf-8")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -142,8 +146,9 @@ class PrefectServer:
             owner = lock.read().strip()
             lock.close()
             raise Refused(
-                f"another `lobstertrap serve` uses {self._directory} (pid {owner})",
-                hint="stop that one, or give this one another --data-dir",
+                f"another `lobstertrap` uses {self._directory} (pid {owner})",
+                hint="stop it (`lobstertrap serve --stop`) or wait for its end, or "
+                "give this one another --data-dir",
             ) from error
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
@@ -207,6 +212,7 @@ def isolated(environ: Mapping[str, str], home: Path) -> dict[str, str]:
         "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "lobstertrap",
         "PREFECT_RUNNER_POLL_FREQUENCY": "1",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     }
 
 

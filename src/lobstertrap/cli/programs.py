@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lobstertrap.cli.output import AsJson, print_json
+from lobstertrap.cli.output import AsJson, print_json, print_result
+
+if TYPE_CHECKING:
+    from lobstertrap.cli.served import Note
 
 
 class Shape(str, Enum):  # noqa: UP042 - typer shows the values of a plain str enum
@@ -33,6 +36,7 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
+    *,
     host: Annotated[
         str, typer.Option(help="The address that Prefect's server listens on.")
     ] = "127.0.0.1",
@@ -43,11 +47,50 @@ def serve(
         Path | None,
         typer.Option(help="Where its database and log go.", show_default=False),
     ] = None,
+    background: Annotated[
+        bool, typer.Option("--background", help="Return when it is ready.")
+    ] = False,
+    status: Annotated[
+        bool, typer.Option("--status", help="Say whether one runs, and where.")
+    ] = False,
+    stop: Annotated[
+        bool, typer.Option("--stop", help="End the one that runs.")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Run Prefect's server and serve the flows, until Ctrl-C."""
-    from lobstertrap.cli import serve as program  # noqa: PLC0415 - it imports Prefect
+    """Run Prefect's server and serve the flows, until Ctrl-C.
 
+    Examples: lobstertrap serve; lobstertrap serve --background;
+    lobstertrap serve --status; lobstertrap serve --stop
+    """
+    if background + status + stop > 1:
+        raise typer.BadParameter("one of --background, --status and --stop")
+    if status or stop:
+        _served(data_dir, stop=stop, as_json=as_json)
+        return
+    from lobstertrap.cli import serve as program  # noqa: PLC0415 - not for --help
+
+    if background:
+        note = program.serve_behind(host=host, port=port, data_dir=data_dir)
+        print_result({"state": "running", **_said(note)}, as_json=as_json)
+        return
     program.serve(host=host, port=port, data_dir=data_dir)
+
+
+def _served(data_dir: Path | None, *, stop: bool, as_json: bool) -> None:
+    from lobstertrap.cli import served  # noqa: PLC0415 - not for --help
+
+    directory = data_dir or served.data_dir()
+    note = served.stop(directory) if stop else served.find(directory)
+    if note is None:
+        print_result({"state": "not running"}, as_json=as_json)
+        raise typer.Exit(0 if stop else 1)
+    state = "stopped" if stop else "running"
+    print_result({"state": state, **_said(note)}, as_json=as_json)
+
+
+def _said(note: Note) -> dict[str, Any]:
+    return {"url": note.url, "PREFECT_API_URL": note.api, "pid": note.pid}
 
 
 def schema(

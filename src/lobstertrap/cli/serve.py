@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from lobstertrap import config
+from lobstertrap.cli import served
 from lobstertrap.cli.checkout import find_checkout
 from lobstertrap.cli.prefect_server import HOST, PrefectServer
 from lobstertrap.errors import Unavailable
@@ -32,13 +33,27 @@ def serve(*, port: int = PORT, host: str = HOST, data_dir: Path | None = None) -
     is taken or the server or the runner ends by itself.
     """
     settings = config.load(Path.cwd(), os.environ)
-    with PrefectServer(data_dir or _data_dir(), port=port, host=host) as server:
+    directory = data_dir or served.data_dir()
+    with PrefectServer(directory, port=port, host=host) as server:
         _say(f"Prefect's UI: {server.url}")
         with FlowRunner(server, settings.path) as runner:
             _say(_invitation(server, settings))
-            with contextlib.suppress(KeyboardInterrupt, SystemExit):
+            with (
+                served.noted(directory, server.url, settings.path),
+                contextlib.suppress(KeyboardInterrupt, SystemExit),
+            ):
                 _watch(server, runner)
             _say("stopping; flow runs in progress are rolled back (Ctrl-C: at once)")
+
+
+def serve_behind(
+    *, port: int = PORT, host: str = HOST, data_dir: Path | None = None
+) -> served.Note:
+    """Run `serve` as a process that outlives this one; return when it is ready."""
+    config.load(Path.cwd(), os.environ)  # what is wrong with it is said here
+    directory = (data_dir or served.data_dir()).absolute()
+    asked = ["--host", host, "--port", str(port), "--data-dir", str(directory)]
+    return served.start(asked, directory)
 
 
 class FlowRunner:
@@ -136,19 +151,13 @@ def _invitation(server: PrefectServer, settings: config.Config) -> str:
     agent = next(iter(settings.agent_names), "AGENT")
     target = settings.target_names[-1]
     return (
-        "serving migrate-agent, launch-agent, snapshot-agent and restore-agent; "
+        "serving what prefect.yaml has: an hourly snapshot of every agent, and more; "
         "from another shell:\n"
         f"  export PREFECT_API_URL={server.api}\n"
         f"  prefect deployment run migrate-agent/default "
         f"--param agent={agent} --param to={target}\n"
         "Ctrl-C ends it"
     )
-
-
-def _data_dir() -> Path:
-    from platformdirs import user_data_dir  # noqa: PLC0415 - only when it is not given
-
-    return Path(user_data_dir("lobstertrap")) / "prefect"
 
 
 def _say(text: str) -> None:
