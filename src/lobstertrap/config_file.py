@@ -171,7 +171,7 @@ class KubernetesSection(_Section):
     mover_image: str | None = None
     """A mover image that the cluster can pull; our own is pushed by default."""
     platform: str | None = Field(default=None, pattern=r"^linux/[a-z0-9]+(/v\d+)?$")
-    """Of the nodes; the API server's own by default."""
+    """Of the nodes; by default what they all are, or else the API server's own."""
     user: int | None = Field(default=None, ge=1, le=2**31 - 2)
     """The uid and gid of agents there; each agent's own by default."""
     egress: list[Egress] = Field(default_factory=list)

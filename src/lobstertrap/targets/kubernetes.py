@@ -25,6 +25,7 @@ from lobstertrap.targets.kubernetes_api import Access, KubernetesApi
 from lobstertrap.targets.kubernetes_fence import ClusterFence
 from lobstertrap.targets.kubernetes_images import ClusterImages
 from lobstertrap.targets.kubernetes_mover import MoverPods
+from lobstertrap.targets.kubernetes_nodes import node_platforms
 from lobstertrap.targets.kubernetes_pods import node_of, trouble_in_events
 from lobstertrap.targets.kubernetes_registry import Registry
 from lobstertrap.targets.kubernetes_rights import is_allowed, missing_rights
@@ -58,7 +59,8 @@ class KubernetesTarget:
         engine: the URL of the Podman that builds and pushes.
         build_args: given to every build, such as the base image.
         mover_image: a mover image that the cluster can pull, instead of our own.
-        platform: of the nodes; the API server's own when it is not given.
+        platform: of the nodes; what they all are if we may look, or else the API
+            server's own, when it is not given.
         user: the uid and gid of agents here; each agent's own when it is not given.
         egress: where agents may connect to besides DNS: `0.0.0.0/0:443`.
     """
@@ -101,6 +103,7 @@ class KubernetesTarget:
             ),
             engine=None if engine is None else PodmanApi(name, engine),
             build_args=dict(build_args),
+            auth_files=auth_files,
             mover=mover_image,
         )
         self._known: spec.Settings | None = None
@@ -122,6 +125,13 @@ class KubernetesTarget:
             )
         identity, notes = self._identity()
         settings = self._settings
+        nodes = node_platforms(self._api)
+        if nodes and settings.platform not in nodes:
+            raise InvalidInput(
+                f"target '{self._name}': no node is {settings.platform}: they are "
+                f"{', '.join(sorted(nodes))}",
+                hint="set platform for the target in lobstertrap.toml",
+            )
         if not settings.keeps_hostname:
             notes.append("agents see another host name: the cluster is older than 1.34")
         return TargetInfo(
@@ -136,7 +146,11 @@ class KubernetesTarget:
 
     def ensure_image(self, agent: AgentSpec) -> str:
         """Build, push, and return the image by its digest. See `Target`."""
-        return self._images.agent_image(agent, platform=self._settings.platform)
+        platform = self._settings.platform
+        image = self._images.agent_image(agent, platform=platform)
+        if image == agent.image:  # by its digest: we have not even looked at it
+            self._images.refuse_other_platform(image, platform=platform)
+        return image
 
     def bind_secrets(self, agent: AgentSpec, secrets: Secrets) -> None:
         """Keep the values in the agent's Secret. See `Target`."""
@@ -357,10 +371,15 @@ class KubernetesTarget:
                 user=self._user,
                 pull_secret=self._pull_secret,
                 egress=self._egress,
-                platform=self._platform or str(version["platform"]),
+                platform=self._platform or self._guess_platform(version),
                 keeps_hostname=int(minor or 0) >= _HOSTNAMES_SINCE,
             )
         return self._known
+
+    def _guess_platform(self, version: Mapping[str, Any]) -> str:
+        """Return what all nodes are, or else what the API server itself is."""
+        nodes = node_platforms(self._api)
+        return next(iter(nodes)) if len(nodes) == 1 else str(version["platform"])
 
     @property
     def _movers(self) -> MoverPods:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from lobstertrap import __version__
 from lobstertrap.agent import AgentSpec
-from lobstertrap.errors import AccessDenied, InvalidInput, Unavailable
+from lobstertrap.errors import (
+    AccessDenied,
+    InvalidInput,
+    Permanent,
+    Refused,
+    Unavailable,
+)
 from lobstertrap.targets import podman_python
 from lobstertrap.targets.kubernetes_registry import Registry
 from lobstertrap.targets.podman_api import PodmanApi
@@ -32,6 +40,8 @@ class ClusterImages:
     engine: PodmanApi | None
     """The engine that builds and pushes; it need not be where agents run."""
     build_args: Mapping[str, str]
+    auth_files: Sequence[Path] = ()
+    """Where `podman login` keeps the registries' credentials."""
     mover: str | None = None
     """A mover image that the cluster can pull; one is made and pushed without it."""
 
@@ -65,6 +75,27 @@ class ClusterImages:
             raise Unavailable(f"image {tag} is gone after it was made")
         return self._pushed(registry, identity_of(found), "mover")
 
+    def refuse_other_platform(self, image: str, *, platform: str) -> None:
+        """Raise `Refused` for an image that its registry says is for other platforms.
+
+        A registry that only the cluster reaches is no mistake: nothing is known then.
+        """
+        place, _, rest = _full_name(image).rpartition("/")
+        name, _, digest = rest.partition("@")
+        host = place.partition("/")[0]
+        ours = self.registry is not None and self.registry.insecure_host == host
+        registry = Registry(place=place, insecure=ours, auth_files=self.auth_files)
+        try:
+            found = registry.platforms(name.partition(":")[0], digest)
+        except (AccessDenied, Permanent, Unavailable):
+            return
+        if found and "/".join(platform.split("/")[:2]) not in found:
+            raise Refused(
+                f"image {image} is for {', '.join(sorted(found))}, target "
+                f"'{self.target}' is {platform}",
+                hint="build or name an image for that platform",
+            )
+
     def _tools(self, what: str) -> tuple[Images, Registry]:
         if self.engine is None or self.registry is None:
             raise InvalidInput(
@@ -94,6 +125,7 @@ class ClusterImages:
             "POST",
             f"/images/{identity}/push",
             seconds=_PUSH_SECONDS,
+            headers=_login_header(registry),
             destination=destination,
             tlsVerify=not registry.insecure,
         ) as pieces:
@@ -125,6 +157,24 @@ def _make_mover(images: Images, tag: str) -> str:
         archive.seek(0)
         images.load(iter(lambda: archive.read(1 << 20), b""))
     return tag
+
+
+def _login_header(registry: Registry) -> dict[str, str]:
+    """Return our login for an engine that may be elsewhere and has none of its own."""
+    login = registry.login()
+    if login is None:
+        return {}
+    fields = {"username": login[0], "password": login[1]}
+    packed = base64.urlsafe_b64encode(json.dumps(fields).encode())
+    return {"X-Registry-Auth": packed.decode()}
+
+
+def _full_name(image: str) -> str:
+    """Return the image's name with the registry that a short one means."""
+    first, slash, _ = image.partition("/")
+    if slash and ("." in first or ":" in first or first == "localhost"):
+        return image
+    return f"docker.io/{image}" if slash else f"docker.io/library/{image}"
 
 
 def _push_error(said: bytes) -> str:

@@ -8,6 +8,7 @@ import socket
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_fixed
@@ -110,6 +111,7 @@ class PodmanApi:
         *,
         data: Body = None,
         seconds: float | None = _READ_SECONDS,
+        headers: Mapping[str, str] = MappingProxyType({}),
         **params: Any,
     ) -> Iterator[Iterator[bytes]]:
         """Open an answer that comes in pieces; closed at the end of the block.
@@ -117,7 +119,9 @@ class PodmanApi:
         `seconds` may pass between two pieces: `TimedOut` otherwise.
         """
         with self._translated():
-            response = self._send(method, path, params, data, seconds, stream=True)
+            response = self._send(
+                method, path, params, data, seconds, stream=True, headers=headers
+            )
         try:
             self._check(response)
             yield self._pieces(response)
@@ -161,6 +165,7 @@ class PodmanApi:
         seconds: float | None,
         *,
         stream: bool,
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> Any:
         client = self._connected()
         kind = (
@@ -171,7 +176,10 @@ class PodmanApi:
             path,
             params={key: _text(value) for key, value in params.items()},
             data=data,
-            headers={"Content-Type": kind} if data is not None else {},
+            headers={
+                **headers,
+                **({"Content-Type": kind} if data is not None else {}),
+            },
             timeout=(_CONNECT_SECONDS, seconds),
             stream=stream,
         )
