@@ -131,6 +131,24 @@ class Adopted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """A migration or a takeover that is over."""
+
+    source: str
+    destination: str
+    outcome: Literal["moved", "rolled-back", "taken-over"]
+    began: float
+    ended: float
+    """Both by the clocks of who did it: for people."""
+    epoch: int
+    """The agent's epoch after it."""
+
+
+MOVES_KEPT = 100
+"""The older ones are forgotten; snapshots tell where they were taken."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AgentRecord:
     """The truth about one agent, as the store has it."""
 
@@ -153,6 +171,12 @@ class AgentRecord:
     """Where it lived before: a stopped instance and secrets are left there."""
     adopted: Adopted | None = None
     """The original of an adopted agent, until the agent has taken its place."""
+    moves: tuple[Move, ...] = ()
+    """Its last moves, oldest first."""
+
+    def after(self, move: Move) -> AgentRecord:
+        """Return the record with one more move."""
+        return replace(self, moves=(*self.moves, move)[-MOVES_KEPT:])
 
     def to_json(self) -> bytes:
         """Return the stored form."""
@@ -161,6 +185,8 @@ class AgentRecord:
             del body["leftovers"]
         if self.adopted is None:  # so that older programs read what is not adopted
             del body["adopted"]
+        if not self.moves:  # so that older programs read what never moved
+            del body["moves"]
         return json.dumps(body, indent=1).encode()
 
     @classmethod
@@ -178,6 +204,7 @@ class AgentRecord:
             operation, migration = raw.pop("operation"), raw.pop("migration")
             leftovers = tuple(raw.pop("leftovers", ()))
             adopted = raw.pop("adopted", None)
+            moves = tuple(Move(**move) for move in raw.pop("moves", ()))
             if operation:
                 operation["holder"] = Holder(**operation["holder"])
             return cls(
@@ -185,6 +212,7 @@ class AgentRecord:
                 migration=Journal(**migration) if migration else None,
                 leftovers=leftovers,
                 adopted=Adopted(**adopted) if adopted else None,
+                moves=moves,
                 **raw,
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -10,7 +10,7 @@ import logging
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from lobstertrap import lifecycle
 from lobstertrap.errors import (
@@ -21,7 +21,7 @@ from lobstertrap.errors import (
     NotFound,
     Refused,
 )
-from lobstertrap.lease import AgentRecord, Journal
+from lobstertrap.lease import AgentRecord, Journal, Move
 from lobstertrap.lifecycle import AgentHandle
 from lobstertrap.targets.base import AgentStatus, ImageTransfer, Target, TargetInfo
 
@@ -256,9 +256,10 @@ def commit(handle: AgentHandle, to: str) -> AgentRecord:
     def close(now: AgentRecord) -> AgentRecord:
         if now.migration is None and now.target == to:
             return now  # done before, by a write whose answer was lost
-        source = _going_forward(_open(now)).source
-        left = {*now.leftovers, source} - {to}
-        return replace(now, target=to, migration=None, leftovers=tuple(sorted(left)))
+        journal = _going_forward(_open(now))
+        left = {*now.leftovers, journal.source} - {to}
+        moved = replace(now, target=to, migration=None, leftovers=tuple(sorted(left)))
+        return moved.after(_move(handle, now, journal, "moved"))
 
     return handle.lease.update(close)
 
@@ -311,11 +312,35 @@ def rollback(handle: AgentHandle) -> str | None:
     restart = journal.was_running and found.step != "staging"
     if restart:
         _restart_source(handle, journal.source)
-    handle.lease.update(lambda now: replace(now, migration=None))
+    handle.lease.update(
+        lambda now: (
+            now  # done before, by a write whose answer was lost
+            if now.migration is None
+            else replace(now, migration=None).after(
+                _move(handle, now, journal, "rolled-back")
+            )
+        )
+    )
     retire(handle, journal.destination)
     if restart:
         lifecycle.await_healthy(handle, journal.source)
     return journal.source
+
+
+def _move(
+    handle: AgentHandle,
+    record: AgentRecord,
+    journal: Journal,
+    outcome: Literal["moved", "rolled-back"],
+) -> Move:
+    return Move(
+        source=journal.source,
+        destination=journal.destination,
+        outcome=outcome,
+        began=journal.started,
+        ended=handle.now(),
+        epoch=record.epoch,
+    )
 
 
 def _restart_source(handle: AgentHandle, source: str) -> None:

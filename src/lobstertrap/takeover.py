@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from lobstertrap import lifecycle
 from lobstertrap.errors import InvalidInput, LobsterTrapError, NotFound, Refused
-from lobstertrap.lease import AgentRecord
+from lobstertrap.lease import AgentRecord, Move
 from lobstertrap.lifecycle import AgentHandle
 
 
@@ -81,6 +81,15 @@ def take_over(handle: AgentHandle, to: str, snapshot: str) -> str:
             migration=None,
             adopted=None,  # gone with its target, as the person says who asked
             snapshot=snapshot,
+        ).after(
+            Move(
+                source=old.target,
+                destination=to,
+                outcome="taken-over",
+                began=handle.now(),
+                ended=handle.now(),
+                epoch=now.epoch + 1,
+            )
         )
     )
     return snapshot
