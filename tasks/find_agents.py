@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from lobstertrap.lease import AgentRecord, read_record
 from lobstertrap.stores.base import ObjectStore
@@ -19,7 +19,7 @@ def find_agents() -> list[str]:
     chosen = []
     for name in sorted(specs | set(recorded(store))):
         record = read_record(store, name)
-        reason = why_not(record, has_spec=name in specs)
+        reason = why_not(record, config.target_names, has_spec=name in specs)
         if reason is None:
             chosen.append(name)
         elif record is not None:
@@ -35,10 +35,14 @@ def recorded(store: ObjectStore) -> Iterable[str]:
             yield name
 
 
-def why_not(record: AgentRecord | None, *, has_spec: bool) -> str | None:
+def why_not(
+    record: AgentRecord | None, targets: Collection[str], *, has_spec: bool
+) -> str | None:
     """Say why no snapshot is taken of an agent now; None when it is."""
     if record is None or record.target is None:
         return "it lives nowhere"
+    if record.target not in targets:  # a worker beside that target sees to it
+        return f"it lives on '{record.target}', which is no target here"
     if not has_spec:
         return f"it lives on '{record.target}', but there is no agent.yaml of it here"
     operation = record.operation

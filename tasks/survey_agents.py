@@ -18,7 +18,8 @@ def survey_agents(fresh_hours: float) -> list[dict[str, Any]]:
     found = survey(config, config.agent_names)
     rows = [_row(row, now, fresh_hours) for row in agent_rows(found)]
     for row in rows:
-        _tell(row)
+        if row["where"] in (None, *config.target_names):  # others' workers see theirs
+            _tell(row)
     for target, problem in found.bad_targets.items():
         log.warning("target '%s' does not answer: %s", target, problem)
         tell_all("target.silent", target=target, problem=problem)

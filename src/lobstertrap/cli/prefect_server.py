@@ -38,14 +38,21 @@ class PrefectServer:
         directory: where its database and its log go; made when missing.
         port: where it listens on loopback; a free port when it is not given.
         host: the address that it listens on.
+        settings: of Prefect's server besides, such as another database.
     """
 
     def __init__(
-        self, directory: Path, *, port: int | None = None, host: str = HOST
+        self,
+        directory: Path,
+        *,
+        port: int | None = None,
+        host: str = HOST,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         self._directory = directory.absolute()
         self._host = host
         self._port = port
+        self._settings = dict(settings or {})
         self._lock: IO[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -167,7 +174,7 @@ class PrefectServer:
             self._process = subprocess.Popen(
                 tied(command),
                 cwd=self._directory,  # where no pyproject.toml changes its settings
-                env=isolated(os.environ, self._directory) | own,
+                env=isolated(os.environ, self._directory) | own | self._settings,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
