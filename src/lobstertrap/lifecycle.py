@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from types import MappingProxyType
 from typing import Any, Literal
@@ -242,6 +243,20 @@ def restore(handle: AgentHandle, target_name: str, *, snapshot: str) -> dict[str
     if not result["verified"]:
         raise IntegrityError(f"the restore on '{target_name}' was not verified")
     return result
+
+
+def plan_restore(
+    handle: AgentHandle, target_name: str, *, snapshot: str
+) -> dict[str, Any]:
+    """Return what `restore` would change on the target; nothing is changed.
+
+    For a target this is as reading for a snapshot: the agent may run.
+    """
+    job = _job(handle, "snapshot", snapshot=snapshot, delete_extra=True)
+    job = replace(job, request={**job.request, "command": "plan"})
+    label = f"plan a restore of {handle.spec.name} on {target_name}"
+    target = handle.target(target_name)
+    return target.run_mover(handle.spec, job, partial(progress.report, label))
 
 
 def pause(handle: AgentHandle, target_name: str) -> None:

@@ -181,6 +181,20 @@ def _restore(asked: _Request, on_progress: job.OnProgress) -> dict[str, Any]:
     return {**asdict(result), "warnings": list(result.warnings), "verified": True}
 
 
+def _plan(asked: _Request, _on_progress: job.OnProgress) -> dict[str, Any]:
+    from lobstertrap.repository.browse import Tree  # noqa: PLC0415 - only when needed
+    from lobstertrap.repository.diff import plan_restore  # noqa: PLC0415
+    from lobstertrap.repository.planned import planned  # noqa: PLC0415
+
+    repo = asked.unlocked() or Repository.open(asked.store(), asked.key())
+    repo.use_cache(asked.cache_dir())
+    tree = Tree(repo, repo.find(asked.text("snapshot"), asked.text("agent")))
+    delete = asked.flag("delete_extra")
+    return planned(
+        plan_restore(tree, asked.roots(), asked.owners(), delete_extra=delete)
+    )
+
+
 _COMMANDS: Mapping[str, Callable[[_Request, job.OnProgress], dict[str, Any]]]
 
 
@@ -285,7 +299,7 @@ def _store_of(fields: str) -> ObjectStore:
     return open_store(settings)
 
 
-_COMMANDS = {"snapshot": _snapshot, "restore": _restore}
+_COMMANDS = {"snapshot": _snapshot, "restore": _restore, "plan": _plan}
 
 
 def _parse(line: str) -> Mapping[str, Any]:

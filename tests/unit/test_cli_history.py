@@ -84,7 +84,7 @@ def test_an_agent_without_snapshots_has_an_empty_list(project, capsys):
     snapshot(project, "gone", 1000.0)
 
     assert run(["snapshots", "ada", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"snapshots": []}
+    assert json.loads(capsys.readouterr().out)["snapshots"] == []
 
 
 def test_an_agent_that_nobody_knows_is_told(project, capsys):

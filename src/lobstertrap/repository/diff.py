@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat as st
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -34,6 +34,7 @@ from lobstertrap.repository.scan import (
     read_xattrs,
     walk,
 )
+from lobstertrap.repository.selection import select, volumes_of
 from lobstertrap.repository.snapshot import Owners
 from lobstertrap.repository.source import common_fields
 from lobstertrap.repository.system import translated
@@ -96,21 +97,27 @@ def diff_directories(
 
 
 def plan_restore(
-    tree: Tree, roots: Mapping[str, Path], owners: Owners, *, delete_extra: bool = False
+    tree: Tree,
+    roots: Mapping[str, Path],
+    owners: Owners,
+    *,
+    delete_extra: bool = False,
+    paths: Sequence[bytes] = (),
 ) -> Iterator[Change]:
-    """Yield what a restore into `roots` would do, and do nothing.
+    """Yield what a restore into `roots`, maybe only of `paths`, would do; do nothing.
 
     `added` would be made, `changed` be written or given other attributes, `removed`
     deleted. No content is read: a file of the right size and time counts as right, as
     it does for a restore until it is read back. Directories need not exist.
     """
-    volumes = tree.snapshot.volumes
+    volumes = volumes_of(tree.snapshot, paths)
     chosen = {v: roots[v] for v in volumes if v in roots and roots[v].exists()}
     with translated(), ExitStack() as stack:
         handles = open_roots(chosen)
         stack.callback(close_all, handles)
         here = _disk_rows(tree, handles, owners, quick=True)
-        there = (known.row for known in tree.everything())
+        entries = select(tree, paths) if paths else tree.everything()
+        there = (known.row for known in entries)
         for change in compare(here, there, owners=True, quick=True):
             if change.kind != "removed" or delete_extra:
                 yield change

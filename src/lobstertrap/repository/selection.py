@@ -15,6 +15,7 @@ from lobstertrap.repository.entry import (
     TARGET,
     TYPE,
 )
+from lobstertrap.repository.snapshot import Snapshot
 from lobstertrap.repository.tree import Known
 
 
@@ -45,6 +46,14 @@ def select(tree: Tree, paths: Sequence[bytes]) -> Iterator[Known]:
         else:
             names[row[TARGET]] = path
             yield _as_file(known, waiting[row[TARGET]])
+
+
+def volumes_of(snapshot: Snapshot, paths: Sequence[bytes]) -> tuple[str, ...]:
+    """Return the volumes that `paths` are in; all when there are none."""
+    if not paths:
+        return snapshot.volumes
+    first = {path.partition(b"/")[0] for path in paths}
+    return tuple(volume for volume in snapshot.volumes if volume.encode() in first)
 
 
 def _as_file(link: Known, file: Known) -> Known:
