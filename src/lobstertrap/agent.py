@@ -218,6 +218,15 @@ class SnapshotRule(_Model):
         return self
 
 
+class Verification(_Model):
+    """What must succeed where the agent has moved to, before that is final."""
+
+    commands: list[Annotated[list[str], Field(min_length=1)]] = Field(min_length=1)
+    """Each is run beside the healthy agent, as its user; its exit status must be 0."""
+    timeout: Seconds = 120.0
+    """How long each command may take."""
+
+
 class HostRun(_Model):
     """How the agent runs as a plain process on a host target."""
 
@@ -291,6 +300,7 @@ class AgentSpec(_Model):
     resources: Resources = Resources()
     stop_timeout: Seconds = 30.0
     snapshot: SnapshotRule = SnapshotRule()
+    verify: Verification | None = None
     security: Security = Security()
     host: HostRun | None = None
 

@@ -14,10 +14,9 @@ from typing import Any, Literal
 from lobstertrap import lifecycle
 from lobstertrap.errors import LobsterTrapError, Refused, TimedOut
 from lobstertrap.lifecycle import AgentHandle
-from lobstertrap.targets.base import CommandRunner, Freezer
+from lobstertrap.targets.base import Freezer
 
 Mode = Literal["stop", "freeze", "hook", "live"]
-_SHOWN = 200
 
 log = logging.getLogger(__name__)
 
@@ -91,19 +90,12 @@ def _between_hooks(handle: AgentHandle, target_name: str) -> Iterator[None]:
 
 
 def _run(handle: AgentHandle, target_name: str, command: Sequence[str]) -> None:
-    target, name = handle.target(target_name), handle.spec.name
-    if not isinstance(target, CommandRunner):
-        raise Refused(
-            f"target '{target_name}' cannot run a command beside an agent",
-            hint="use --mode stop",
-        )
-    handle.lease.check()
-    status, said = target.run_command(
-        handle.spec, command, seconds=handle.spec.snapshot.timeout
+    status, said = lifecycle.run_beside(
+        handle, target_name, command, seconds=handle.spec.snapshot.timeout
     )
     if status:
-        words = " ".join(said.split())[-_SHOWN:]
         raise Refused(
-            f"agent '{name}': {command[0]} ended with status {status}: {words}",
+            f"agent '{handle.spec.name}': {command[0]} ended with status {status}: "
+            f"{said}",
             hint="see snapshot.before and snapshot.after in its agent.yaml",
         )

@@ -8,9 +8,8 @@ a crash between the two the record says what should be and running it again make
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from types import MappingProxyType
 from typing import Any, Literal
@@ -29,6 +28,7 @@ from lobstertrap.lease import TTL, AgentRecord, Lease
 from lobstertrap.targets.base import (
     AgentStatus,
     Fence,
+    CommandRunner,
     Freezer,
     LogSource,
     Secrets,
@@ -38,6 +38,8 @@ from lobstertrap.targets.base import (
 Consistency = Literal["stopped", "frozen", "hook", "live"]
 """What held the agent still while it was read; kept as a tag of the snapshot."""
 
+
+_SHOWN = 400  # characters of what a command said
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentHandle:
@@ -142,6 +144,36 @@ def await_healthy(handle: AgentHandle, target_name: str) -> AgentStatus:
 
 
 def stop(handle: AgentHandle, target_name: str) -> None:
+def verify(handle: AgentHandle, target_name: str) -> None:
+    """Run the spec's `verify` beside the healthy agent; `Unhealthy` if one fails."""
+    rule = handle.spec.verify
+    for command in rule.commands if rule else []:
+        status, said = run_beside(
+            handle, target_name, command, seconds=rule.timeout if rule else 0
+        )
+        if status:
+            raise Unhealthy(
+                f"agent '{handle.spec.name}' on '{target_name}': {command[0]} ended "
+                f"with status {status}: {said}",
+                hint="see verify in its agent.yaml",
+            )
+
+
+def run_beside(
+    handle: AgentHandle, target_name: str, command: Sequence[str], *, seconds: float
+) -> tuple[int, str]:
+    """Run a command beside the agent; return its status and its last words."""
+    target = handle.target(target_name)
+    if not isinstance(target, CommandRunner):
+        raise Refused(
+            f"target '{target_name}' cannot run a command beside an agent",
+            hint="use --mode stop for a snapshot; leave verify out of its agent.yaml",
+        )
+    handle.lease.check()
+    status, said = target.run_command(handle.spec, command, seconds=seconds)
+    return status, " ".join(said.split())[-_SHOWN:]
+
+
     """Record that the agent should be stopped, and stop it; proven, or an error."""
     handle.lease.update(lambda record: replace(record, state="stopped"))
     prove_stopped(handle, target_name)
@@ -243,20 +275,6 @@ def restore(handle: AgentHandle, target_name: str, *, snapshot: str) -> dict[str
     if not result["verified"]:
         raise IntegrityError(f"the restore on '{target_name}' was not verified")
     return result
-
-
-def plan_restore(
-    handle: AgentHandle, target_name: str, *, snapshot: str
-) -> dict[str, Any]:
-    """Return what `restore` would change on the target; nothing is changed.
-
-    For a target this is as reading for a snapshot: the agent may run.
-    """
-    job = _job(handle, "snapshot", snapshot=snapshot, delete_extra=True)
-    job = replace(job, request={**job.request, "command": "plan"})
-    label = f"plan a restore of {handle.spec.name} on {target_name}"
-    target = handle.target(target_name)
-    return target.run_mover(handle.spec, job, partial(progress.report, label))
 
 
 def pause(handle: AgentHandle, target_name: str) -> None:

@@ -23,7 +23,13 @@ from lobstertrap.errors import (
 )
 from lobstertrap.lease import AgentRecord, Journal, Move
 from lobstertrap.lifecycle import AgentHandle
-from lobstertrap.targets.base import AgentStatus, ImageTransfer, Target, TargetInfo
+from lobstertrap.targets.base import (
+    AgentStatus,
+    CommandRunner,
+    ImageTransfer,
+    Target,
+    TargetInfo,
+)
 
 PRECOPY_ROUNDS = 5
 """How often the running source is copied at most."""
@@ -72,6 +78,7 @@ def plan(handle: AgentHandle, to: str) -> Plan:
         handle.secrets,
         lambda: _source_has_volumes(handle, home),
         lambda: _destination_is_free(handle, to, journal),
+        lambda: _destination_can_verify(handle, to, found),
         hint=_way_out(handle, journal),
     )
     source, destination = found["source"], found["destination"]
@@ -244,10 +251,12 @@ def launch(handle: AgentHandle) -> int:
 
 
 def await_healthy(handle: AgentHandle) -> float:
-    """Wait for the destination; return the downtime in seconds."""
+    """Wait for the destination and verify it; return the downtime in seconds."""
     journal = _forward(handle)
     lifecycle.await_healthy(handle, journal.destination)
-    return handle.now() - (journal.stopped_at or handle.now())
+    downtime = handle.now() - (journal.stopped_at or handle.now())
+    lifecycle.verify(handle, journal.destination)
+    return downtime
 
 
 def commit(handle: AgentHandle, to: str) -> AgentRecord:
@@ -406,6 +415,22 @@ def _destination_is_free(handle: AgentHandle, to: str, journal: Journal | None) 
         raise Refused(
             f"agent '{handle.spec.name}' already runs on '{to}' (epoch {status.epoch})",
             hint="stop it there first; its record says that it lives elsewhere",
+        )
+
+
+def _destination_can_verify(
+    handle: AgentHandle, to: str, found: Mapping[str, TargetInfo]
+) -> None:
+    """Raise `Refused` where the spec's commands could not be run after the move."""
+    info = found.get("destination")
+    if handle.spec.verify is None or info is None:  # None: it does not answer
+        return
+    if not isinstance(handle.target(to), CommandRunner) or not info.commands:
+        raise Refused(
+            f"'{to}' may not run commands beside agent '{handle.spec.name}', whose "
+            "spec has some to verify it with",
+            hint="a cluster needs deployments/kubernetes/role-commands.yaml; or leave "
+            "out verify in its agent.yaml",
         )
 
 

@@ -40,6 +40,8 @@ class TargetInfo:
     version: str
     free_bytes: int | None
     """Space for volumes; None when the target cannot tell."""
+    commands: bool = True
+    """Whether we may run commands beside an agent here, where a target can."""
     notes: tuple[str, ...] = ()
     """What a person should know: `rootless: no resource limits on cgroup v1`."""
 

@@ -22,11 +22,16 @@ from lobstertrap.job import MoverJob, OnProgress
 from lobstertrap.targets import kubernetes_spec as spec
 from lobstertrap.targets.base import AgentStatus, Secrets, TargetInfo
 from lobstertrap.targets.kubernetes_api import Access, KubernetesApi
+from lobstertrap.targets.kubernetes_commands import execute, may_run_commands
 from lobstertrap.targets.kubernetes_fence import ClusterFence
 from lobstertrap.targets.kubernetes_images import ClusterImages
 from lobstertrap.targets.kubernetes_mover import MoverPods
 from lobstertrap.targets.kubernetes_nodes import node_platforms
-from lobstertrap.targets.kubernetes_pods import node_of, trouble_in_events
+from lobstertrap.targets.kubernetes_pods import (
+    container_state,
+    node_of,
+    trouble_in_events,
+)
 from lobstertrap.targets.kubernetes_registry import Registry
 from lobstertrap.targets.kubernetes_rights import is_allowed, missing_rights
 from lobstertrap.targets.kubernetes_status import (
@@ -141,6 +146,7 @@ class KubernetesTarget:
             platform=settings.platform,
             version=str(version["gitVersion"]),
             free_bytes=None,
+            commands=may_run_commands(self._api),
             notes=tuple(notes),
         )
 
@@ -329,6 +335,19 @@ class KubernetesTarget:
             query["tailLines"] = str(lines)
         seconds = 86_400.0 if follow else 60.0
         return self._api.log_lines(spec.pod_name(agent), seconds=seconds, **query)
+
+    def run_command(
+        self, agent: AgentSpec, command: Sequence[str], *, seconds: float
+    ) -> tuple[int, str]:
+        """Run a command in the agent's pod. See `CommandRunner`."""
+        about = f"target '{self._name}': agent '{agent.name}':"
+        pod = self._pod(agent)
+        if pod is None or not container_state(pod, "running"):
+            raise NotFound(f"agent '{agent.name}' does not run on '{self._name}'")
+        name = spec.pod_name(agent)
+        return execute(
+            self._api, name, spec.CONTAINER, command, seconds=seconds, about=about
+        )
 
     def manifests(self, agent: AgentSpec, *, image: str) -> list[dict[str, Any]]:
         """Return what `launch` applies, in order, for people who review first.

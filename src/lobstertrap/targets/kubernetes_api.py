@@ -71,6 +71,11 @@ class KubernetesApi:
         self.namespace = namespace
         self._connection: tuple[Any, Any] | None = None
 
+    @property
+    def configuration(self) -> Any:
+        """The official client's configuration, for what only that client can do."""
+        return self._connected()[0]
+
     def get(self, resource: str, name: str = "", **query: str) -> Any:
         """Return one object, or the list of all; `NotFound` if there is none."""
         return self._json("GET", self._path(resource, name), query=query)
