@@ -38,8 +38,10 @@ from lobstertrap.targets.base import (
 Consistency = Literal["stopped", "frozen", "hook", "live"]
 """What held the agent still while it was read; kept as a tag of the snapshot."""
 
-
 _SHOWN = 400  # characters of what a command said
+_LONGEST_KNOWN = 4096
+"""Characters of a value that is looked for in files: the request has a limit."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentHandle:
@@ -218,6 +220,21 @@ def bar_latecomers(handle: AgentHandle, target: Target) -> None:
     )
 
 
+def _leak_check(handle: AgentHandle, purpose: str) -> dict[str, Any]:
+    """Return the request's fields for the leak check.
+
+    A snapshot that saves state before something happens to it is not refused.
+    """
+    rule = handle.spec.snapshot.leaks
+    if rule == "off":
+        return {}
+    if rule == "refuse" and purpose not in ("asked for", "pre-copy"):
+        rule = "warn"
+    plain = {name: v.reveal() for name, v in handle.known_secrets().items()}
+    values = {name: v for name, v in plain.items() if len(v) <= _LONGEST_KNOWN}
+    return {"leaks": rule, "secrets": values}
+
+
 def thaw_forgotten(handle: AgentHandle, target: Target) -> None:
     """Let an agent go on that a killed snapshot left frozen."""
     if isinstance(target, Freezer):
@@ -249,7 +266,8 @@ def take_snapshot(
     still: Literal["stopped", "live"] = (
         "stopped" if consistency in ("stopped", "frozen") else "live"
     )
-    job = _job(handle, "snapshot", consistency=still, tags=tags, turn=turn)
+    leaks = _leak_check(handle, purpose)
+    job = _job(handle, "snapshot", consistency=still, tags=tags, turn=turn, **leaks)
     job = replace(job, sources=sources)  # where the state is, while it is not ours
     label = f"snapshot {handle.spec.name} on {target_name}"
     result = target.run_mover(handle.spec, job, _watch(handle, label))

@@ -141,6 +141,9 @@ def _snapshot(asked: _Request, on_progress: job.OnProgress) -> dict[str, Any]:
     consistency = asked.text("consistency", "stopped")
     if consistency not in ("stopped", "live"):
         raise InvalidInput(f"consistency is 'stopped' or 'live', not '{consistency}'")
+    leaks = asked.text("leaks", "off")
+    if leaks not in ("off", "warn", "refuse"):
+        raise InvalidInput(f"leaks is 'off', 'warn' or 'refuse', not '{leaks}'")
     repo = asked.unlocked() or Repository.create(asked.store(), asked.key())
     snapshot = take_snapshot(
         repo,
@@ -151,6 +154,8 @@ def _snapshot(asked: _Request, on_progress: job.OnProgress) -> dict[str, Any]:
         consistency=consistency,  # type: ignore[arg-type]
         tags=asked.texts("tags"),
         cache_dir=asked.cache_dir(),
+        known=asked.known(),
+        leaks=leaks,  # type: ignore[arg-type]
         on_progress=on_progress,
     )
     return {
@@ -254,6 +259,14 @@ class _Request:
         ):
             raise InvalidInput("the request's 'exclude' is not a map of lists")
         return patterns
+
+    def known(self) -> dict[str, SecretValue]:
+        """Return the values to look for in files.
+
+        The redactor is not told of them: none is printed, and a short one would garble
+        the lines.
+        """
+        return {name: SecretValue(v) for name, v in self.texts("secrets").items()}
 
     def key(self) -> SecretValue:
         key = SecretValue(self.text("key"))

@@ -10,13 +10,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Literal
 
+from lobstertrap.errors import Refused
 from lobstertrap.job import OnProgress, Progress
+from lobstertrap.redaction import SecretValue
 from lobstertrap.repository.chunker import assert_compiled
 from lobstertrap.repository.commit import commit, since_boot
-from lobstertrap.repository.entry import DIRECTORY, FILE, MTIME, SIZE, TYPE, Row
+from lobstertrap.repository.entry import DIRECTORY, FILE, MTIME, SIZE, TYPE, Row, shown
 from lobstertrap.repository.exclude import Exclude
 from lobstertrap.repository.format import ID_SIZE
+from lobstertrap.repository.leaks import LeakCheck
 from lobstertrap.repository.live import LiveFiles
 from lobstertrap.repository.parent import Parent, find_parent, place_of
 from lobstertrap.repository.reading import FileReader, Reading
@@ -31,9 +35,11 @@ from lobstertrap.repository.warnings import Warnings
 from lobstertrap.repository.writer import BlobWriter
 
 Excludes = Mapping[str, Sequence[str]]
+Leaks = Literal["off", "warn", "refuse"]
 
 GONE_NOW = "vanished while it was read"
 _PROGRESS_FILES = 256
+_SHOWN_LEAKS = 20
 
 
 def take_snapshot(
@@ -46,6 +52,8 @@ def take_snapshot(
     consistency: Consistency = "stopped",
     tags: Mapping[str, str] | None = None,
     cache_dir: Path | None = None,
+    known: Mapping[str, SecretValue] | None = None,
+    leaks: Leaks = "off",
     now: Callable[[], float] = time.time,
     on_progress: OnProgress = lambda _: None,
 ) -> Snapshot:
@@ -53,7 +61,8 @@ def take_snapshot(
 
     It becomes visible by its last put; a crash before leaves nothing that matters.
     Raises `NotFound` for a volume that does not exist and `AccessDenied` for anything
-    in it that cannot be read.
+    in it that cannot be read. Unless `leaks` is off, files that are read and hold one
+    of the `known` values, or what looks like a token, are warned of, or `Refused`.
     """
     assert_compiled()
     if cache_dir is not None:
@@ -77,9 +86,12 @@ def take_snapshot(
             started=started,
             consistency=consistency,
             on_progress=on_progress,
+            known=None if leaks == "off" else known or {},
         )
         for volume, handle in handles.items():
             archiver.add_volume(volume, handle, patterns[volume])
+        if leaks == "refuse":
+            archiver.refuse_leaks(agent)
         branches, digest = archiver.tree.finish()
         on_progress(archiver.progress("commit"))
         blobs.finish()
@@ -122,6 +134,7 @@ class _Archiver:
         started: float,
         consistency: Consistency,
         on_progress: OnProgress,
+        known: Mapping[str, SecretValue] | None,
     ) -> None:
         self.tree = TreeWriter(blobs, repo.keys)
         self.warnings = Warnings()
@@ -132,6 +145,7 @@ class _Archiver:
         self._parent = parent
         self._on_progress = on_progress
         self._first: dict[tuple[int, int], Row] = {}
+        self._leaks = None if known is None else LeakCheck(known, self.warnings.add)
         self._reader = FileReader(
             blobs,
             self.tree,
@@ -139,6 +153,7 @@ class _Archiver:
             warnings=self.warnings,
             started=started,
             on_bytes=self._reading,
+            leaks=self._leaks,
         )
         live = consistency == "live"
         self._live = LiveFiles(self._reader, self.warnings) if live else None
@@ -148,6 +163,19 @@ class _Archiver:
         return Progress(
             phase=phase, done_bytes=self.bytes + more, done_files=self.files
         )
+
+    def refuse_leaks(self, agent: str) -> None:
+        """Raise `Refused` when a file holds a secret."""
+        found = self._leaks.found if self._leaks else []
+        if found:
+            lines = [f"{shown(path)} {what}" for path, what in found[:_SHOWN_LEAKS]]
+            more = len(found) - len(lines)
+            lines += [f"and {more} more"] if more else []
+            raise Refused(
+                f"files of agent '{agent}' hold secrets:\n  " + "\n  ".join(lines),
+                hint="take them out of the files and rotate them, or set "
+                "snapshot.leaks: warn in its agent.yaml",
+            )
 
     def add_volume(self, volume: str, root: int, exclude: Exclude) -> None:
         """Read one volume."""

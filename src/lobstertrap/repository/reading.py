@@ -14,6 +14,7 @@ from lobstertrap.repository.crypto import Keys
 from lobstertrap.repository.digest import content_digest
 from lobstertrap.repository.entry import Content
 from lobstertrap.repository.format import CHUNKS, HOLE, ID_SIZE
+from lobstertrap.repository.leaks import LARGEST_TEXT, LeakCheck
 from lobstertrap.repository.scan import FILE_FLAGS, Found, read_xattrs
 from lobstertrap.repository.source import (
     open_file,
@@ -61,6 +62,7 @@ class FileReader:
         warnings: Warnings,
         started: float,
         on_bytes: Callable[[int], None],
+        leaks: LeakCheck | None = None,
     ) -> None:
         self._blobs = blobs
         self._tree = tree
@@ -70,6 +72,7 @@ class FileReader:
         self._warnings = warnings
         self._trusted_before = int(started * 1e9) - RACY_NS
         self._on_bytes = on_bytes
+        self._leaks = leaks
 
     def stat(self, status: os.stat_result) -> Stat:
         """Return the mark by which the next snapshot knows the file as unchanged."""
@@ -103,9 +106,12 @@ class FileReader:
         digest = blake3(data).digest()
         content = b""
         if data:
+            if self._leaks is not None:
+                self._leaks.look(found.path, data)
             content = self._chunk_id_of(digest)
             self._blobs.save(CHUNKS, content, data)
-        return Reading(content, size, digest, xattrs, status, self.stat(status), True)  # noqa: FBT003 - a tuple's fields are named where it is defined
+        mark = self._mark(found.path, status)
+        return Reading(content, size, digest, xattrs, status, mark, True)  # noqa: FBT003 - a tuple's fields are named where it is defined
 
     def read(self, found: Found, *, readings: int = READINGS) -> Reading | None:
         """Read a file; None when it is gone, or no regular file any more.
@@ -117,36 +123,48 @@ class FileReader:
         if handle < 0:
             return None
         try:
-            reading = self._read_once(handle)
+            reading = self._read_once(found.path, handle)
             for _ in range(readings - 1):
                 if reading is None or reading.calm:
                     break
-                reading = self._read_once(handle)
+                reading = self._read_once(found.path, handle)
         finally:
             os.close(handle)
         if reading is not None and not reading.calm and readings > 1:
             self._warnings.add(found.path, CHANGED)
         return reading
 
-    def _read_once(self, handle: int) -> Reading | None:
+    def _read_once(self, path: bytes, handle: int) -> Reading | None:
         before = os.fstat(handle)
         if not st.S_ISREG(before.st_mode):
             return None
-        content, size, digest = self._read_content(handle, before)
+        content, size, digest = self._read_content(path, handle, before)
         xattrs = read_xattrs(handle)
         after = os.fstat(handle)
         calm = size == after.st_size and same_version(before, after)
-        stat = self.stat(before) if calm else (0, before.st_ino)
+        stat = self._mark(path, before) if calm else (0, before.st_ino)
         return Reading(content, size, digest, xattrs, before, stat, calm)
 
+    def _mark(self, path: bytes, status: os.stat_result) -> Stat:
+        """Return the file's mark: none for a leak, which is to be told every time."""
+        if (
+            self._leaks is not None
+            and status.st_size <= LARGEST_TEXT
+            and self._leaks.is_found(path)
+        ):
+            return (0, status.st_ino)
+        return self.stat(status)
+
     def _read_content(
-        self, handle: int, status: os.stat_result
+        self, path: bytes, handle: int, status: os.stat_result
     ) -> tuple[Content, int, bytes]:
         if status.st_size <= WHOLE:
             data = read_small(handle, status.st_size)
             if not data:
                 return b"", 0, content_digest(b"")
             if len(data) <= WHOLE:
+                if self._leaks is not None:
+                    self._leaks.look(path, data)
                 return self._save(data), len(data), content_digest(data)
             status = os.fstat(handle)  # it has grown beyond one chunk
         items: list[bytes] = []
@@ -162,7 +180,8 @@ class FileReader:
         def on_hole(length: int) -> None:
             items.append(item(HOLE, length))
 
-        part = read_large(handle, status, self._chunker, on_chunk, on_hole)
+        watch = self._leaks.watch(path, status.st_size) if self._leaks else None
+        part = read_large(handle, status, self._chunker, on_chunk, on_hole, watch=watch)
         if len(items) == 1 and not items[0].startswith(HOLE):
             return items[0][:ID_SIZE], part.size, part.digest
         return self._tree.save_content(items), part.size, part.digest

@@ -116,9 +116,20 @@ def read_large(
     chunker: Chunker,
     on_chunk: Callable[[memoryview], None],
     on_hole: Callable[[int], None],
+    *,
+    watch: Callable[[memoryview], None] | None = None,
 ) -> Part:
-    """Read a file by its data extents; chunks and holes are passed on in order."""
+    """Read a file by its data extents; chunks and holes are passed on in order.
+
+    `watch` sees what `on_chunk` does, in larger pieces.
+    """
     digest = ContentDigest()
+
+    def on_data(data: memoryview) -> None:
+        digest.update(data)
+        if watch is not None:
+            watch(data)
+
     size = status.st_size
     sparse = status.st_blocks * 512 < size
     extents = data_extents(handle, size) if sparse else [(0, size)]
@@ -126,7 +137,7 @@ def read_large(
     for start, end in extents:
         _hole(digest, start - position, on_hole)
         position = start
-        for chunk in chunker.chunks(_reader(handle, start, end), digest.update):
+        for chunk in chunker.chunks(_reader(handle, start, end), on_data):
             on_chunk(chunk)
             position += len(chunk)
         if position < end:  # it has shrunk
