@@ -101,6 +101,9 @@ class Elders:
     def keep_secret(self, found, *, env, secret, value) -> None:
         """There are none."""
 
+    def confirm(self, adopted: Adopted) -> None:
+        """It is what the record says."""
+
     def users(self, adopted: Adopted) -> list[str]:
         """Say whether it runs."""
         return self._do("users", lambda: ["elder"] if self.elder.running else [])

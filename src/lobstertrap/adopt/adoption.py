@@ -56,6 +56,7 @@ def switch(handle: AgentHandle, originals: Originals) -> dict[str, Any]:
     Returns `{"target", "original", "snapshot", "downtime_seconds", "state"}`.
     """
     adopted, downtime = _of(handle), 0.0
+    originals.confirm(adopted)
     if adopted.step == "kept":
         adopted = _prepare(handle, originals, adopted)
     if adopted.step == "switching":
@@ -78,6 +79,7 @@ def switch(handle: AgentHandle, originals: Originals) -> dict[str, Any]:
 def abort(handle: AgentHandle, originals: Originals) -> dict[str, Any]:
     """Undo a switch that was killed: the original runs again, if it ran before."""
     adopted = _of(handle)
+    originals.confirm(adopted)
     if adopted.step == "retiring":
         raise Refused(
             f"agent '{handle.spec.name}' has taken the place of {adopted.original}: "

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from lobstertrap.errors import Refused
 from lobstertrap.lease import Adopted
 from lobstertrap.redaction import SecretValue
 
@@ -68,6 +69,18 @@ class Found:
     """What a spec cannot carry over, in words."""
 
 
+def refuse_other_sources(adopted: Adopted, own: Iterable[str]) -> None:
+    """Raise `Refused` when the record names what is not among the original's `own`."""
+    strange = sorted({*adopted.sources.values()} - {*own})
+    if strange:
+        raise Refused(
+            f"{', '.join(strange)} is no state of {adopted.original} on "
+            f"'{adopted.target}', though the agent's record says so",
+            hint="has the original been changed? Adopt it again; if not, somebody has "
+            "written to the store",
+        )
+
+
 class Originals(Protocol):
     """The originals of one target.
 
@@ -84,6 +97,13 @@ class Originals(Protocol):
         """Let the target keep a value as `secret`, where our agent can use it.
 
         Without a value it is the one that the original gets from `found.held`.
+        """
+
+    def confirm(self, adopted: Adopted) -> None:
+        """Raise `Refused` unless the sources are the original's own.
+
+        The record is not sealed: who may write to the store could have put anything
+        there, and a mover that runs as root would read it.
         """
 
     def users(self, adopted: Adopted) -> list[str]:

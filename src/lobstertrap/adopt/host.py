@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lobstertrap.adopt.found import OPENCLAW_PORT, Found, Mount
+from lobstertrap.adopt.found import OPENCLAW_PORT, Found, Mount, refuse_other_sources
 from lobstertrap.errors import NotFound, Refused
 from lobstertrap.lease import Adopted
 from lobstertrap.redaction import SecretValue
@@ -45,6 +45,10 @@ class HostOriginals:
         """Refuse: a host keeps no secrets, so none are moved."""
         del secret, value
         raise NotFound(f"{found.original}: a host target cannot keep {env}")
+
+    def confirm(self, adopted: Adopted) -> None:
+        """It can only be the one directory."""
+        refuse_other_sources(adopted, [str(self.home / _STATE)])
 
     def users(self, adopted: Adopted) -> list[str]:
         """Return the processes that have a file of the state open."""

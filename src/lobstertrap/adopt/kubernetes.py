@@ -7,7 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from lobstertrap.adopt.found import Found, Mount, slug, with_names_apart
+from lobstertrap.adopt.found import (
+    Found,
+    Mount,
+    refuse_other_sources,
+    slug,
+    with_names_apart,
+)
 from lobstertrap.agent import parse_size
 from lobstertrap.errors import AccessDenied, NotFound, Refused
 from lobstertrap.lease import Adopted
@@ -51,6 +57,20 @@ class ClusterOriginals:
             "stringData": {env: plain},
         }
         api.apply("secrets", manifest)
+
+    def confirm(self, adopted: Adopted) -> None:
+        """Compare with the Deployment; one that is gone had claims in its namespace."""
+        api, name = self._of(adopted)
+        found = api.find("deployments", name)
+        claims = api.get("persistentvolumeclaims")["items"]
+        if found is not None:
+            spec = found["spec"]["template"]["spec"]
+            container = _main_container(spec)
+            mounts = _mounts(spec, container, api.namespace, claims)
+            own = [mount.source for mount in mounts]
+        else:
+            own = [f"{api.namespace}/{claim['metadata']['name']}" for claim in claims]
+        refuse_other_sources(adopted, own)
 
     def users(self, adopted: Adopted) -> list[str]:
         """Return the pods that have its claims mounted, ending ones too."""

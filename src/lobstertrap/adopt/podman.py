@@ -13,12 +13,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lobstertrap.adopt.found import Found, Mount, slug, with_names_apart
+from lobstertrap.adopt.found import (
+    Found,
+    Mount,
+    refuse_other_sources,
+    slug,
+    with_names_apart,
+)
 from lobstertrap.errors import LobsterTrapError, NotFound, Refused
 from lobstertrap.lease import Adopted
 from lobstertrap.redaction import SecretValue
 from lobstertrap.targets.podman_api import PodmanApi
-from lobstertrap.targets.podman_spec import EPOCH, MOVER
+from lobstertrap.targets.podman_spec import AGENT, EPOCH, MOVER
 from lobstertrap.targets.podman_status import is_running, is_settled
 
 _UNIT = "PODMAN_SYSTEMD_UNIT"
@@ -51,6 +57,16 @@ class PodmanOriginals:
             raise NotFound(f"{found.original}: no value of {env} is known")
         self.api.delete(f"/secrets/{secret}")
         self.api.post("/secrets/create", data=value.reveal().encode(), name=secret)
+
+    def confirm(self, adopted: Adopted) -> None:
+        """Compare with the container; one that is gone had named volumes, of nobody."""
+        found = self._container(adopted)
+        if found is not None:
+            own = [mount.source for mount in _mounts(found)]
+        else:
+            volumes = self.api.get("/volumes/json") or []
+            own = [v["Name"] for v in volumes if AGENT not in (v["Labels"] or {})]
+        refuse_other_sources(adopted, own)
 
     def users(self, adopted: Adopted) -> list[str]:
         """Return every running container that has the state mounted."""
