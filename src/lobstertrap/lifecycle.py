@@ -38,10 +38,11 @@ from lobstertrap.targets.base import (
 Consistency = Literal["stopped", "frozen", "hook", "live"]
 """What held the agent still while it was read; kept as a tag of the snapshot."""
 
-_SHOWN = 400  # characters of what a command said
 _LONGEST_KNOWN = 4096
 """Characters of a value that is looked for in files: the request has a limit."""
 
+
+_SHOWN = 400  # characters of what a command said
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentHandle:
