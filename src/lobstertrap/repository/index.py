@@ -148,25 +148,25 @@ def encode_index(packs: Iterable[PackTable], replaces: Iterable[bytes] = ()) -> 
     """Return the plaintext of an index object for `packs`."""
     tables = list(packs)
     old = list(replaces)
-    rows: list[tuple[bytes, int, int, int]] = []
+    ids: list[bytes] = []
+    columns = segment_of, offset_of, length_of = array("I"), array("I"), array("I")
     segment = 0
     for table in tables:
         first = 0
         for count in table.counts:
             lengths = table.lengths[first : first + count]
-            offsets = accumulate(lengths, initial=0)
-            ids = table.ids[first : first + count]
-            rows += [
-                (blob_id, segment, offset, length)
-                for blob_id, offset, length in zip(ids, offsets, lengths, strict=False)
-            ]
+            segment_of.extend([segment] * count)
+            offset_of.extend([*accumulate(lengths, initial=0)][:count])
+            length_of.extend(lengths)
             first += count
             segment += 1
-    rows.sort()
-    bits = max(0, min(_MAX_FAN_BITS, len(rows).bit_length() - 4))
+        ids += table.ids
+    # Numbers are sorted, not rows: a million of those would be 200 MB.
+    order = sorted(range(len(ids)), key=ids.__getitem__)
+    bits = max(0, min(_MAX_FAN_BITS, len(ids).bit_length() - 4))
     return b"".join(
         (
-            _HEAD.pack(len(old), len(tables), segment, len(rows), bits),
+            _HEAD.pack(len(old), len(tables), segment, len(ids), bits),
             *old,
             *(table.id for table in tables),
             u32s([table.size for table in tables]),
@@ -174,11 +174,9 @@ def encode_index(packs: Iterable[PackTable], replaces: Iterable[bytes] = ()) -> 
             u32s([len(table.stored) for table in tables]),
             *(u32s(table.stored) for table in tables),
             *(u32s(table.plain) for table in tables),
-            u32s(_fan_out([row[0] for row in rows], bits)),
-            *(row[0] for row in rows),
-            u32s([row[1] for row in rows]),
-            u32s([row[2] for row in rows]),
-            u32s([row[3] for row in rows]),
+            u32s(_fan_out(ids, bits)),
+            *(ids[row] for row in order),
+            *(u32s(column[row] for row in order) for column in columns),
         )
     )
 
@@ -253,12 +251,12 @@ class Index:
         )
 
 
-def _fan_out(ids: list[bytes], bits: int) -> list[int]:
-    counts = [0] * ((1 << bits) + 1)
+def _fan_out(ids: Iterable[bytes], bits: int) -> array[int]:
+    counts = array("I", bytes(4 * ((1 << bits) + 1)))
     shift = 64 - bits
     for blob_id in ids:
         counts[(int.from_bytes(blob_id[:8], "big") >> shift) + 1] += 1
-    return [*accumulate(counts)]
+    return array("I", accumulate(counts))
 
 
 def _split(data: memoryview) -> list[bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -80,7 +81,7 @@ class PackTable:
         return [*accumulate(self.stored[:-1], initial=HEADER_SIZE)][: len(self.stored)]
 
 
-def u32s(values: list[int]) -> bytes:
+def u32s(values: Iterable[int]) -> bytes:
     """Return little-endian 32-bit integers."""
     numbers = array("I", values)
     if sys.byteorder == "big":

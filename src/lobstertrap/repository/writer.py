@@ -29,6 +29,8 @@ from lobstertrap.stores.base import ObjectStore
 
 SEGMENT_SIZE = {CHUNKS: 1 << 20, PAGES: 256 << 10}
 PACK_SIZE = 16 << 20
+PACK_BLOBS = 1 << 16
+"""Tiny files that compress well: memory goes by their number, not by their size."""
 INDEX_BLOBS = 1 << 17
 INDEX_PACKS = 64
 COMPRESSORS = 2
@@ -147,7 +149,8 @@ class BlobWriter:
                     pack_id = secrets.token_bytes(ID_SIZE)
                     stream.pack = PackBuilder(self._keys, pack_id, stream.kind)
                 stream.pack.add(segment, shrunk)
-                if stream.pack.table.size >= PACK_SIZE:
+                table = stream.pack.table
+                if table.size >= PACK_SIZE or len(table.ids) >= PACK_BLOBS:
                     full, stream.pack = stream.pack, None
             if full is not None:
                 self._close_pack(full)
