@@ -27,8 +27,8 @@ from lobstertrap.job import MoverJob, OnProgress, Progress
 from lobstertrap.lease import TTL, AgentRecord, Lease
 from lobstertrap.targets.base import (
     AgentStatus,
-    Fence,
     CommandRunner,
+    Fence,
     Freezer,
     LogSource,
     Secrets,
@@ -38,11 +38,10 @@ from lobstertrap.targets.base import (
 Consistency = Literal["stopped", "frozen", "hook", "live"]
 """What held the agent still while it was read; kept as a tag of the snapshot."""
 
+_SHOWN = 400  # characters of what a command said
 _LONGEST_KNOWN = 4096
 """Characters of a value that is looked for in files: the request has a limit."""
 
-
-_SHOWN = 400  # characters of what a command said
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentHandle:
@@ -146,7 +145,6 @@ def await_healthy(handle: AgentHandle, target_name: str) -> AgentStatus:
         handle.sleep(min(interval, 0.05 + waited / 10))  # eager at first: downtime
 
 
-def stop(handle: AgentHandle, target_name: str) -> None:
 def verify(handle: AgentHandle, target_name: str) -> None:
     """Run the spec's `verify` beside the healthy agent; `Unhealthy` if one fails."""
     rule = handle.spec.verify
@@ -177,6 +175,7 @@ def run_beside(
     return status, " ".join(said.split())[-_SHOWN:]
 
 
+def stop(handle: AgentHandle, target_name: str) -> None:
     """Record that the agent should be stopped, and stop it; proven, or an error."""
     handle.lease.update(lambda record: replace(record, state="stopped"))
     prove_stopped(handle, target_name)
