@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.filters import (
     DeploymentFilter,
     DeploymentFilterTags,
@@ -82,7 +83,7 @@ async def _deploy(runner: Runner) -> None:
 
 async def _schedules(
     client: PrefectClient, entry: dict[str, Any]
-) -> list[dict[str, Any]]:
+) -> list[DeploymentScheduleCreate]:
     """Return an entry's schedules, and what a person has made of them in the UI.
 
     One that was paused stays paused, and one that was added stays.
@@ -94,16 +95,21 @@ async def _schedules(
         made = []
     paused = {one.slug for one in made if not one.active}
     ours = [
-        {
-            "schedule": CronSchedule(cron=one["cron"], timezone=one["timezone"]),
-            "active": one["slug"] not in paused,
-            "slug": one["slug"],
-        }
+        DeploymentScheduleCreate(
+            schedule=CronSchedule(cron=one["cron"], timezone=one["timezone"]),
+            active=one["slug"] not in paused,
+            slug=one["slug"],
+        )
         for one in entry.get("schedules", [])
     ]
-    slugs = {one["slug"] for one in ours}
+    slugs = {one.slug for one in ours}
     added = [
-        one.model_dump(include={"schedule", "active", "slug", "parameters"})
+        DeploymentScheduleCreate(
+            schedule=one.schedule,
+            active=one.active,
+            slug=one.slug,
+            parameters=one.parameters,
+        )
         for one in made
         if one.slug not in slugs
     ]

@@ -139,5 +139,5 @@ def _ended(status: int, log: Path) -> LobsterTrapError:
     hints = [line.removeprefix("hint: ") for line in said if line[:6] == "hint: "]
     return Unavailable(
         errors[0] if errors else f"`serve` ended with status {status}",
-        hint=hints[0] if hints else f"read {log}",
+        hint="; ".join([*hints[:1], f"read {log}"]),
     )
