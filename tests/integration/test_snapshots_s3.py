@@ -15,8 +15,11 @@ from lobstertrap import job
 from lobstertrap.errors import AccessDenied, LobsterTrapError
 from lobstertrap.redaction import SecretValue
 from lobstertrap.repository import Repository, restore
+from lobstertrap.repository.check import check
 from lobstertrap.stores import StoreSettings, open_store
-from tests.fixtures.trees import OWNERS, describe, make_everything
+from tests.fixtures.doomed import run_and_kill
+from tests.fixtures.repositories import bring_back, contents, fill, reopened
+from tests.fixtures.trees import OWNERS, describe, make_everything, new_repository
 
 pytestmark = pytest.mark.s3
 
@@ -109,6 +112,60 @@ def test_killed_anywhere_and_run_again(
     for found in repo.snapshots():
         whole = tmp_path / found.id
         restore(repo, found, roots={"state": whole}, owners=OWNERS)
+
+
+@pytest.mark.parametrize(
+    "rounds",
+    [
+        pytest.param(12, id="some rounds"),
+        pytest.param(200, marks=pytest.mark.long, id="200 rounds"),
+    ],
+)
+def test_sigkill_at_random_moments_loses_nothing(
+    store_settings: StoreSettings, tmp_path: Path, rounds: int
+) -> None:
+    root, out = tmp_path / "in", tmp_path / "out"
+    chance = random.Random(rounds)  # noqa: S311 - a test
+    store = open_store(store_settings)
+    repo = new_repository(store)
+    known: dict[str, dict[str, bytes]] = {}
+    longest = dict.fromkeys(("snapshot", "restore", "prune"), 0.2)
+    killed = dict.fromkeys(longest, 0)
+
+    for number in range(rounds):
+        what = ("snapshot", "restore", "snapshot", "prune")[number % 4]
+        if what == "snapshot":
+            names = chance.sample("abcdefghijkl", 5)
+            fill(root, dict.fromkeys(names, 400_000), seed=number)
+        job = (what, store_settings.to_dict(), repo.keys.master)
+        after = chance.uniform(0, longest[what])
+        early = number > 0 and run_and_kill(
+            after, *job, out if what == "restore" else root
+        )
+        if number == 0:
+            run_and_kill(None, *job, root)
+        # About half of them shall be killed.
+        longest[what] = min(20.0, longest[what] * (0.6 if not early else 1.4))
+        killed[what] += early
+        known |= {
+            taken.id: contents(root)
+            for taken in repo.snapshots()
+            if taken.id not in known
+        }
+        for old in repo.snapshots()[:-3]:
+            repo.delete_snapshot(old)
+            del known[old.id]
+        assert check(reopened(store)).ok
+
+    run_and_kill(None, "prune", *job[1:], root)
+    run_and_kill(None, "restore", *job[1:], out)
+    assert contents(out) == known[repo.find("latest").id]
+    assert check(reopened(store), sample=100).ok
+    for number, (taken, files) in enumerate(known.items()):
+        bring_back(repo, repo.find(taken), tmp_path / f"{number}")
+        assert contents(tmp_path / f"{number}") == files
+    print(f"killed {killed} of {rounds} rounds")  # noqa: T201 - with -s
+    assert sum(killed.values()) >= rounds // 8
 
 
 def test_wrong_credentials_are_one_clear_error(
