@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from lobstertrap.errors import LobsterTrapError
+from lobstertrap.errors import LobsterTrapError, Unavailable
 from tests.chaos.parts import Fault, Killed, Process
 from tests.chaos.world import World
 
@@ -25,6 +25,8 @@ class Operator(Process):
     busy: bool = False
     outcome: BaseException | None = None
     next_fault: Fault | None = None
+    outage: int = 0
+    """For how many more of its requests the store does not answer."""
     _go: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     _there: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     _thread: threading.Thread | None = None
@@ -69,6 +71,9 @@ class Operator(Process):
 
     def _next(self, label: str) -> Fault | None:
         planned = super()._next(label)
+        if self.outage and label in ("get", "put", "head"):
+            self.outage -= 1
+            return Fault("before", Unavailable)
         fault, self.next_fault = self.next_fault or planned, None
         return fault
 

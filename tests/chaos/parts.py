@@ -34,7 +34,9 @@ class Killed(BaseException):
 class Fault:
     """What strikes an effect, and when."""
 
-    when: Literal["before", "during", "after"]
+    when: Literal["before", "during", "after", "twice", "late"]
+    """`twice`: the network repeats the request, and the second answer counts; `late`:
+    it gives up on it, and the request arrives when `World.arrive` says so."""
     error: type[BaseException]
 
     def strike(self, process: Process) -> None:
@@ -70,7 +72,9 @@ class Process:
     ) -> T:
         """Do `act` on the world; `begin` is what a restore does before it is whole."""
         fault = self._next(label)
-        if fault and fault.when == "before":
+        if fault and fault.when == "late" and begin is None:
+            self.world.on_the_way.append(act)
+        if fault and fault.when in ("before", "late"):
             fault.strike(self)
         if begin:
             begin()
@@ -83,7 +87,10 @@ class Process:
                 fault.strike(self)
         result = act()
         self.world.turn()
-        if fault and fault.when != "before":
+        if fault and fault.when == "twice" and begin is None:
+            result = act()
+            self.world.turn()
+        elif fault:
             fault.strike(self)
         return result
 

@@ -1,4 +1,4 @@
-"""Two operators, crashes, lost leases and lost answers, in any order.
+"""Two operators, crashes, lost leases, and requests that fail, repeat or come late.
 
 Hypothesis decides who does what next; the flows' own code runs. After every effect the
 world looks at the promises, and at the end the same command is run again in peace.
@@ -14,6 +14,7 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
+    precondition,
     rule,
 )
 
@@ -27,9 +28,10 @@ TARGETS = ("laptop", "server")
 WHO = st.sampled_from([0, 1])
 FAULTS = st.builds(
     Fault,
-    st.sampled_from(["before", "during", "after"]),
+    st.sampled_from(["before", "during", "after", "twice", "late"]),
     st.sampled_from([Unavailable, Refused, KeyboardInterrupt]),
 )
+"""What the network, a store, a target or a person does to a request."""
 
 
 def restore_newest(process: Process) -> None:
@@ -57,7 +59,10 @@ COMMANDS: dict[str, Any] = {
     "restore": restore_newest,
     "take over": take_over_newest,
 }
-MIGRATE = st.sampled_from(["migrate to laptop", "migrate to server", "abort"])
+NAMES = st.sampled_from(
+    ["migrate to laptop", "migrate to server", "abort"]
+) | st.sampled_from(sorted(COMMANDS))
+EFFECTS = st.sampled_from(range(90))  # evenly: integers() prefers small ones
 
 
 class Operations(RuleBasedStateMachine):
@@ -72,9 +77,9 @@ class Operations(RuleBasedStateMachine):
 
     @rule(
         who=WHO,
-        name=MIGRATE | st.sampled_from(sorted(COMMANDS)),
-        effects=st.sampled_from(range(90)),  # evenly: integers() prefers small ones
-        then=st.sampled_from(["die", "die", "sleep", "wait", "end", "fail"]),
+        name=NAMES,
+        effects=EFFECTS,
+        then=st.sampled_from(["die", "die", "sleep", "wait", "end", "fail", "outage"]),
         fault=FAULTS,
     )
     def act(self, who: int, name: str, effects: int, then: str, fault: Fault) -> None:
@@ -89,9 +94,38 @@ class Operations(RuleBasedStateMachine):
             operator.kill()
         elif then == "sleep":
             operator.suspended = True
+        elif then == "outage":
+            operator.outage = 1 + effects % 9
         elif then != "wait":
             operator.next_fault = fault if then == "fail" else None
             operator.finish()
+
+    @rule(who=WHO, name=NAMES, effects=EFFECTS, rival=NAMES)
+    def overtake(self, who: int, name: str, effects: int, rival: str) -> None:
+        """Let somebody sleep in the middle of a command while another one acts."""
+        sleeper, other = self.who[who], self.who[1 - who]
+        if sleeper.busy or other.busy:
+            return
+        if sleeper.start(COMMANDS[name]).advance(effects):
+            sleeper.suspended = True
+            other.start(COMMANDS[rival]).finish()
+            sleeper.suspended = False
+            sleeper.finish()
+
+    @rule(who=WHO, name=NAMES, effects=EFFECTS, then=NAMES)
+    def die_and_go_on(self, who: int, name: str, effects: int, then: str) -> None:
+        """Let a command be killed, and another one follow at once."""
+        operator = self.who[who]
+        if not operator.busy:
+            operator.start(COMMANDS[name]).advance(effects)
+            operator.kill()
+            operator.start(COMMANDS[then]).finish()
+
+    @precondition(lambda self: self.world.on_the_way)
+    @rule()
+    def arrive(self) -> None:
+        """Let a request arrive of which nobody thinks any more."""
+        self.world.arrive()
 
     @rule(where=st.sampled_from(TARGETS), healthy=st.booleans())
     def fall_ill(self, where: str, healthy: bool) -> None:
@@ -114,12 +148,14 @@ class Operations(RuleBasedStateMachine):
         if hasattr(self, "world"):
             for operator in self.who:
                 self._finish(operator)
+            while self.world.on_the_way:
+                self.world.arrive()
             self.recover()
             again(self.world)
             assert_settled(self.world)
 
     def _finish(self, operator: Operator) -> None:
-        operator.next_fault = None
+        operator.next_fault, operator.outage = None, 0
         operator.finish()
 
 
@@ -155,7 +191,7 @@ def assert_settled(world: World) -> None:
 TestOperations = Operations.TestCase
 TestOperations.settings = settings(
     max_examples=150,
-    stateful_step_count=20,
+    stateful_step_count=16,
     deadline=None,
     database=None,
     derandomize=True,

@@ -7,10 +7,12 @@ doubles one, or lets two epochs write at once, and `World.turn` says so.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from lobstertrap.agent import AgentSpec
-from lobstertrap.errors import NotFound
+from lobstertrap.errors import LobsterTrapError, NotFound
 from lobstertrap.lease import AgentRecord, record_key
 from lobstertrap.stores.memory import MemoryStore
 
@@ -75,10 +77,14 @@ class World:
     written: int = 0
     kept: tuple[Message, ...] = ()
     """Every message that the agent acknowledged at its home: what may never be lost."""
+    pending: tuple[Message, ...] = ()
+    """What it acknowledged at a destination: only a rollback may lose it."""
     home: str | None = None
     epoch: int = 0
     given_up: bool = False
     """Somebody asked for the volumes to be removed: the repository has the copy."""
+    on_the_way: list[Callable[[], object]] = field(default_factory=list)
+    """Requests of which their senders do not know that they will still arrive."""
     clock: float = 1_000_000.0
     violations: list[str] = field(default_factory=list)
 
@@ -103,6 +109,12 @@ class World:
         if not holds:
             self.break_promise(otherwise)
 
+    def arrive(self) -> None:
+        """Let one request arrive that its sender has given up."""
+        with suppress(LobsterTrapError):
+            self.on_the_way.pop(0)()
+        self.turn()
+
     def turn(self) -> None:
         """Let what runs write a message, and look at every promise."""
         record = self.record()
@@ -126,11 +138,16 @@ class World:
         if record.epoch < self.epoch:
             self.break_promise(f"the epoch went from {self.epoch} to {record.epoch}")
         self.epoch = record.epoch
+        journal = record.migration
         if record.target != self.home:
             self.home = record.target
             here = self.places[record.target].volume if record.target else None
             if here and self._prefix(here):  # what it wrote before the commit counts
                 self.kept = here.messages
+                lost = {*self.pending} - {*here.messages}
+                self.expect(not lost or bool(record.restoring), f"lost: {lost}")
+        if journal is None or journal.step == "rolling-back":
+            self.pending = ()
         if record.restoring:  # somebody asked for this older state
             self.kept = self.snapshots[record.restoring]
 
@@ -151,6 +168,8 @@ class World:
         volume.messages += ((instance.epoch, self.written),)
         if self.home == place.name:
             self.kept = volume.messages
+        else:
+            self.pending += volume.messages[-1:]
 
     def _is_complete(self, place: Place) -> bool:
         volume = place.volume
