@@ -108,6 +108,7 @@ class Stage:
                 self.server,
                 self.directory / config.FILE_NAME,
                 log=self.directory / "flows.log",
+                scheduled=False,  # nothing but what is shown
             )
         )
 

@@ -47,6 +47,9 @@ def serve(
         Path | None,
         typer.Option(help="Where its database and log go.", show_default=False),
     ] = None,
+    schedules: Annotated[
+        bool, typer.Option(help="Run what is scheduled, besides what is asked for.")
+    ] = True,
     background: Annotated[
         bool, typer.Option("--background", help="Return when it is ready.")
     ] = False,
@@ -71,10 +74,12 @@ def serve(
     from lobstertrap.cli import serve as program  # noqa: PLC0415 - not for --help
 
     if background:
-        note = program.serve_behind(host=host, port=port, data_dir=data_dir)
+        note = program.serve_behind(
+            host=host, port=port, data_dir=data_dir, scheduled=schedules
+        )
         print_result({"state": "running", **_said(note)}, as_json=as_json)
         return
-    program.serve(host=host, port=port, data_dir=data_dir)
+    program.serve(host=host, port=port, data_dir=data_dir, scheduled=schedules)
 
 
 def _served(data_dir: Path | None, *, stop: bool, as_json: bool) -> None:
@@ -107,6 +112,7 @@ def schema(
 
 
 def demo(
+    *,
     targets: Annotated[
         Kinds, typer.Option(help="What stands for the two machines.")
     ] = Kinds.AUTO,
@@ -122,12 +128,50 @@ def demo(
         Path | None,
         typer.Option(help="Where everything is, for as long as it runs."),
     ] = None,
+    to_context: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Move to the Kubernetes cluster of this context."
+        ),
+    ] = None,
+    namespace: Annotated[
+        str, typer.Option(help="Made in that cluster, and removed at the end.")
+    ] = "lobstertrap-demo",
+    registry: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST/PATH",
+            help="Where the cluster pulls images from and this machine pushes to; "
+            "without it what the cluster says of its local registry.",
+        ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="IP", help="Where the cluster's pods reach this machine."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Move an agent there and back on this machine.
+    """Move an agent there and back on this machine, or to a cluster and back.
 
     Shows what happens, and proves that nothing was lost on the way.
     """
     from lobstertrap.cli import demo as program  # noqa: PLC0415 - it imports Prefect
+    from lobstertrap.cli.demo_cluster import Wanted  # noqa: PLC0415 - as above
 
-    program.demo(as_json=as_json, keep=keep, targets=targets.value, directory=directory)
+    cluster = None
+    if to_context:
+        cluster = Wanted(
+            context=to_context,
+            namespace=namespace,
+            registry=registry,
+            address=address,
+        )
+    elif registry or address:
+        raise typer.BadParameter("--registry and --address go with --to-context")
+    program.demo(
+        as_json=as_json,
+        keep=keep,
+        targets=targets.value,
+        directory=directory,
+        cluster=cluster,
+    )

@@ -24,7 +24,13 @@ PORT = 4200
 _START_SECONDS = 240.0
 
 
-def serve(*, port: int = PORT, host: str = HOST, data_dir: Path | None = None) -> None:
+def serve(
+    *,
+    port: int = PORT,
+    host: str = HOST,
+    data_dir: Path | None = None,
+    scheduled: bool = True,
+) -> None:
     """Run the server and the flows until Ctrl-C or SIGTERM.
 
     Flow runs that are in progress then are cancelled, and end before it does.
@@ -36,7 +42,7 @@ def serve(*, port: int = PORT, host: str = HOST, data_dir: Path | None = None) -
     directory = data_dir or served.data_dir()
     with PrefectServer(directory, port=port, host=host) as server:
         _say(f"Prefect's UI: {server.url}")
-        with FlowRunner(server, settings.path) as runner:
+        with FlowRunner(server, settings.path, scheduled=scheduled) as runner:
             _say(_invitation(server, settings))
             with (
                 served.noted(directory, server.url, settings.path),
@@ -47,12 +53,17 @@ def serve(*, port: int = PORT, host: str = HOST, data_dir: Path | None = None) -
 
 
 def serve_behind(
-    *, port: int = PORT, host: str = HOST, data_dir: Path | None = None
+    *,
+    port: int = PORT,
+    host: str = HOST,
+    data_dir: Path | None = None,
+    scheduled: bool = True,
 ) -> served.Note:
     """Run `serve` as a process that outlives this one; return when it is ready."""
     config.load(Path.cwd(), os.environ)  # what is wrong with it is said here
     directory = (data_dir or served.data_dir()).absolute()
     asked = ["--host", host, "--port", str(port), "--data-dir", str(directory)]
+    asked += [] if scheduled else ["--no-schedules"]
     return served.start(asked, directory)
 
 
@@ -60,9 +71,18 @@ class FlowRunner:
     """The child process that runs the flows which a server's users ask for."""
 
     def __init__(
-        self, server: PrefectServer, config_file: Path, *, log: Path | None = None
+        self,
+        server: PrefectServer,
+        config_file: Path,
+        *,
+        log: Path | None = None,
+        scheduled: bool = True,
     ) -> None:
-        """Give it `log` for what it prints; it prints to our own streams without."""
+        """Give it `log` for what it prints; it prints to our own streams without.
+
+        Not `scheduled`, it runs only what somebody asks for.
+        """
+        self._scheduled = scheduled
         self._server = server
         self._config_file = config_file
         self._log = log
@@ -108,6 +128,7 @@ class FlowRunner:
     def _start(self) -> None:
         told, tell = os.pipe()
         command = [sys.executable, "-m", "lobstertrap.cli.serve_flows", str(tell)]
+        command += [] if self._scheduled else ["unscheduled"]
         own = {config.VARIABLE: str(self._config_file), "PYTHONUNBUFFERED": "1"}
         with contextlib.ExitStack() as files:
             output = files.enter_context(self._log.open("wb")) if self._log else None

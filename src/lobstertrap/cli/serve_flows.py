@@ -1,7 +1,8 @@
 """The program that serves the flows as deployments: `lobstertrap serve` starts it.
 
 It works in the checkout, talks to the server in PREFECT_API_URL, and writes one line to
-the file descriptor in its argument once every deployment of prefect.yaml is served.
+the file descriptor in its argument once every deployment of prefect.yaml is served. A
+second argument, `unscheduled`, leaves the schedules out.
 SIGTERM cancels the flow runs in progress (a migration is then rolled back), waits until
 they have ended, and ends it.
 """
@@ -37,6 +38,7 @@ from prefect.runner import Runner
 from prefect.states import Crashed
 
 _SERVED = (*("name", "flow_name", "entrypoint", "description", "tags", "parameters"),)
+UNSCHEDULED = "unscheduled"
 _LEFT = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 _LOOK_EVERY = 10.0
 """Seconds between two looks for agents and targets that came or went."""
@@ -44,20 +46,20 @@ _LOOK_EVERY = 10.0
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT."""
-    asyncio.run(_serve(int(sys.argv[1])))
+    asyncio.run(_serve(int(sys.argv[1]), scheduled=UNSCHEDULED not in sys.argv))
 
 
-async def _serve(ready: int) -> None:
+async def _serve(ready: int, *, scheduled: bool) -> None:
     await _end_abandoned_runs()
     runner = Runner(name="lobstertrap", pause_on_shutdown=False)
-    await _deploy(runner)
+    await _deploy(runner, scheduled=scheduled)
     serving = asyncio.create_task(runner.start())
     while not (runner.started or serving.done()):  # noqa: ASYNC110 - it has no event
         await asyncio.sleep(0.05)
     stop = _stop_signal()  # in the place of the runner's own, which waits for its runs
     os.write(ready, b"ready\n")
     os.close(ready)
-    following = asyncio.create_task(_follow_names(runner))
+    following = asyncio.create_task(_follow_names(runner, scheduled=scheduled))
     await asyncio.wait({serving, stop}, return_when=asyncio.FIRST_COMPLETED)
     following.cancel()
     if not serving.done():
@@ -65,7 +67,7 @@ async def _serve(ready: int) -> None:
     await serving
 
 
-async def _deploy(runner: Runner) -> None:
+async def _deploy(runner: Runner, *, scheduled: bool) -> None:
     """Serve what prefect.yaml names; work pools and pull steps are for workers."""
     file = Path.cwd() / "prefect.yaml"
     entries: list[dict[str, Any]] = yaml.safe_load(file.read_text("utf-8"))[
@@ -75,14 +77,14 @@ async def _deploy(runner: Runner) -> None:
         for entry in entries:
             deployment = RunnerDeployment.from_entrypoint(
                 **{key: entry[key] for key in _SERVED if key in entry},
-                schedules=await _schedules(client, entry),
+                schedules=await _schedules(client, entry, scheduled=scheduled),
                 concurrency_limit=_limit(entry),
             )
             await runner.aadd_deployment(deployment)
 
 
 async def _schedules(
-    client: PrefectClient, entry: dict[str, Any]
+    client: PrefectClient, entry: dict[str, Any], *, scheduled: bool
 ) -> list[DeploymentScheduleCreate]:
     """Return an entry's schedules, and what a person has made of them in the UI.
 
@@ -113,7 +115,7 @@ async def _schedules(
         for one in made
         if one.slug not in slugs
     ]
-    return ours + added
+    return (ours if scheduled else []) + added
 
 
 def _limit(entry: dict[str, Any]) -> ConcurrencyLimitConfig | None:
@@ -121,7 +123,7 @@ def _limit(entry: dict[str, Any]) -> ConcurrencyLimitConfig | None:
     return ConcurrencyLimitConfig(**limit) if limit else None
 
 
-async def _follow_names(runner: Runner) -> None:
+async def _follow_names(runner: Runner, *, scheduled: bool) -> None:
     """Let the forms offer agents and targets that came after the start, too."""
     from tasks.names import known_names  # noqa: PLC0415 - cli and flows come first
 
@@ -129,7 +131,7 @@ async def _follow_names(runner: Runner) -> None:
     while True:
         names = known_names("agents"), known_names("targets")
         if served is not None and names != served:
-            await _deploy(runner)
+            await _deploy(runner, scheduled=scheduled)
         served = names
         await asyncio.sleep(_LOOK_EVERY)
 
