@@ -276,11 +276,15 @@ def take_snapshot(
     return result
 
 
-def restore(handle: AgentHandle, target_name: str, *, snapshot: str) -> dict[str, Any]:
+def restore(
+    handle: AgentHandle, target_name: str, *, snapshot: str, in_place: bool = False
+) -> dict[str, Any]:
     """Make the volumes on the target equal to the snapshot; returns the result.
 
     Only differences are written; what is not in the snapshot is deleted there. The
-    agent must not run on the target: `Refused` otherwise.
+    agent must not run on the target: `Refused` otherwise. With `in_place` a large file
+    is changed where it is: only for volumes that are nobody's state until the restore
+    is over, as a migration's destination.
     """
     target = handle.target(target_name)
     if target.status(handle.spec).phase == "running":
@@ -288,7 +292,14 @@ def restore(handle: AgentHandle, target_name: str, *, snapshot: str) -> dict[str
     label = f"restore {handle.spec.name} on {target_name}"
     bar_latecomers(handle, target)
     turn = handle.record().turn
-    job = _job(handle, "restore", snapshot=snapshot, delete_extra=True, turn=turn)
+    job = _job(
+        handle,
+        "restore",
+        snapshot=snapshot,
+        delete_extra=True,
+        in_place=in_place,
+        turn=turn,
+    )
     result = target.run_mover(handle.spec, job, _watch(handle, label))
     if not result["verified"]:
         raise IntegrityError(f"the restore on '{target_name}' was not verified")

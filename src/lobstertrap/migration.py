@@ -171,7 +171,7 @@ def _precopy_once(handle: AgentHandle, journal: Journal) -> dict[str, Any]:
     if not _has_volumes(handle, journal.destination):  # else only the rest is written
         _refuse_full(handle.target(journal.destination), taken["bytes"])
     restored = lifecycle.restore(
-        handle, journal.destination, snapshot=taken["snapshot"]
+        handle, journal.destination, snapshot=taken["snapshot"], in_place=True
     )
     return {"snapshot": taken, "restore": restored}
 
@@ -212,7 +212,7 @@ def transfer(handle: AgentHandle) -> dict[str, Any]:
     if not _has_volumes(handle, journal.destination):  # nothing was copied before
         _refuse_full(handle.target(journal.destination), taken["bytes"])
     restored = lifecycle.restore(
-        handle, journal.destination, snapshot=taken["snapshot"]
+        handle, journal.destination, snapshot=taken["snapshot"], in_place=True
     )
     if restored["tree_digest"] != taken["tree_digest"]:
         raise IntegrityError(

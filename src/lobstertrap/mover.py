@@ -181,6 +181,7 @@ def _restore(asked: _Request, on_progress: job.OnProgress) -> dict[str, Any]:
         roots=asked.roots(),
         owners=asked.owners(),
         delete_extra=asked.flag("delete_extra"),
+        in_place=asked.flag("in_place"),
         on_progress=on_progress,
     )
     return {**asdict(result), "warnings": list(result.warnings), "verified": True}

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from lobstertrap.errors import IntegrityError, NotFound
 from lobstertrap.repository.attributes import Attributes
 from lobstertrap.repository.blame import costing
-from lobstertrap.repository.entry import PATH, Content, shown
+from lobstertrap.repository.entry import PATH, Content, Row, shown
 from lobstertrap.repository.fetcher import Fetcher, Piece, Window
 from lobstertrap.repository.format import HOLE
 from lobstertrap.repository.index import Index, PackInfo, SegmentInfo
 from lobstertrap.repository.placer import Target, place_whole
 from lobstertrap.repository.repository import Repository
-from lobstertrap.repository.system import spare_handles
+from lobstertrap.repository.system import spare_handles, sync_file_system
 from lobstertrap.repository.tree import read_content
 
 WINDOW_BYTES = 128 << 20
@@ -71,26 +71,39 @@ class Filler:
         self._batch = _Batch(self._handles)
         self._running: _Batch | None = None
         self._open: Target | None = None
+        self._marked: dict[int, int] = {}
+        """By file system: a file that was marked as unfinished, perhaps not on disk."""
 
     def add_whole(self, target: Target, chunk_id: bytes, size: int) -> None:
         """Take a file that is one chunk."""
         self._plan(chunk_id, size, target, 0)
         self._planned(target)
 
-    def add_parts(self, target: Target, content: Content, old: int) -> None:
-        """Take a file of any content; what the open file `old` has is copied."""
+    def add_parts(self, target: Target, content: Content, old: int) -> int:
+        """Take a file of any content; what the open file `old` has is copied.
+
+        Returns how many bytes `old` does not have, at least at the same place.
+        """
         self._open = target
         target.open()
-        place = 0
+        if target.in_place:
+            self._marked[os.fstat(target.handle).st_dev] = target.handle
+        place = missing = 0
         for chunk_id, length in read_content(self._blobs, target.row, content):
             if chunk_id != HOLE and not self._copied(
                 old, target, chunk_id, place, length
             ):
                 self._plan(chunk_id, length, target, place)
                 self._flush_if_full()
+                missing += length
             place += length
         self._open = None
         self._planned(target)
+        return missing
+
+    def has_holes(self, row: Row, content: Content) -> bool:
+        """Say whether a file has holes."""
+        return any(i == HOLE for i, _ in read_content(self._blobs, row, content))
 
     def finish(self) -> None:
         """Return when every file is whole and has its name."""
@@ -106,7 +119,7 @@ class Filler:
         data = os.pread(old, length, place)
         if len(data) != length or self._repo.keys.chunk_id(data) != chunk_id:
             return False
-        target.write(memoryview(data), place)
+        target.keep(memoryview(data), place)
         return True
 
     def _plan(self, chunk_id: bytes, length: int, target: Target, place: int) -> None:
@@ -134,6 +147,8 @@ class Filler:
     def _flush(self) -> None:
         """Start this window; the one before must be done, so two are in memory."""
         self._settle()
+        while self._marked:  # before a byte of those files changes
+            sync_file_system(self._marked.popitem()[1])
         batch, self._batch = self._batch, _Batch(self._handles)
         batch.futures = [
             self._pool.submit(self._write_pack, pack, wanted)

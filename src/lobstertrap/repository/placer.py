@@ -16,6 +16,9 @@ class Target:
 
     __slots__ = ("directory", "handle", "name", "row", "temporary")
 
+    in_place = False
+    """Whether the file that is there is changed itself."""
+
     def __init__(self, row: Row, name: bytes, directory: Directory) -> None:
         self.row = row
         self.name = name
@@ -27,6 +30,10 @@ class Target:
         """Make the file at its full size: what is not written is a hole."""
         self.temporary = new_name(self)
         self.handle = os.open(self.temporary, _NEW, 0o600, dir_fd=self.directory.handle)
+        self.resize()
+
+    def resize(self) -> None:
+        """Give the file its full size."""
         try:
             os.ftruncate(self.handle, self.row[SIZE])
         except OSError as error:
@@ -38,6 +45,10 @@ class Target:
         while data:
             count = os.pwrite(self.handle, data, offset)
             data, offset = data[count:], offset + count
+
+    def keep(self, data: memoryview, offset: int) -> None:
+        """Take a piece that the old file has at the same place."""
+        self.write(data, offset)
 
     def finish(self, attributes: Attributes) -> None:
         """Give the file its attributes and then its name."""

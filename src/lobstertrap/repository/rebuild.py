@@ -45,6 +45,7 @@ from lobstertrap.repository.finishing import (
 )
 from lobstertrap.repository.format import ID_SIZE
 from lobstertrap.repository.index import Index
+from lobstertrap.repository.patching import open_patch
 from lobstertrap.repository.placer import Target
 from lobstertrap.repository.repository import Repository
 from lobstertrap.repository.scan import FILE_FLAGS, belongs_to_file_system
@@ -75,8 +76,10 @@ class Rebuild:
         excludes: Mapping[str, Exclude],
         snapshot: Snapshot,
         on_progress: OnProgress,
+        in_place: bool = False,
     ) -> None:
         self._repo = repo
+        self._in_place = in_place
         self._index = index
         self._attributes = attributes
         self._excludes = excludes
@@ -218,8 +221,10 @@ class Rebuild:
             return
         if content is None:
             raise IntegrityError(f"{shown(row[PATH])} has no content")
-        target = Target(row, name, level.directory)
         self.files_written += 1
+        if present is not None and self._patched(level, name, row, content, present):
+            return
+        target = Target(row, name, level.directory)
         self.bytes_written += row[SIZE]
         alone = present is None or row[SIZE] <= WHOLE
         if alone and isinstance(content, bytes) and len(content) == ID_SIZE:
@@ -233,6 +238,24 @@ class Rebuild:
         finally:
             if old >= 0:
                 os.close(old)
+
+    def _patched(
+        self,
+        level: _Level,
+        name: bytes,
+        row: Row,
+        content: Content,
+        present: os.stat_result,
+    ) -> bool:
+        """Change a file where it is, if that was asked for and can be."""
+        if not self._in_place or self._filler.has_holes(row, content):
+            return False
+        owner = self._attributes.local_owner(row)
+        patch = open_patch(row, name, level.directory, present, owner)
+        if patch is None:
+            return False
+        self.bytes_written += self._filler.add_parts(patch, content, patch.handle)
+        return True
 
     def _keep(
         self, level: _Level, name: bytes, row: Row, present: os.stat_result

@@ -54,6 +54,7 @@ def restore(
     roots: Mapping[str, Path],
     owners: Owners,
     delete_extra: bool = False,
+    in_place: bool = False,
     now: Callable[[], float] = time.time,
     on_progress: OnProgress = lambda _: None,
 ) -> RestoreResult:
@@ -61,8 +62,11 @@ def restore(
 
     With `delete_extra`, what the snapshot does not have is removed, but for what its
     exclude patterns name. Each file appears whole or not at all; after a kill the same
-    call goes on where it was. Returns when everything is on the disk (syncfs) and the
-    tree digest, recomputed from the disk, is the snapshot's; else `IntegrityError`.
+    call goes on where it was. With `in_place`, for volumes that nothing uses before it
+    returns, only the changed parts of a large file are written (see patching.py), and a
+    kill leaves some of them half changed. Returns when everything is on the disk
+    (syncfs) and the tree digest, recomputed from the disk, is the snapshot's; else
+    `IntegrityError`.
     """
     started = time.monotonic()
     chosen = _choose_roots(snapshot, roots)
@@ -83,6 +87,7 @@ def restore(
             excludes=excludes,
             snapshot=snapshot,
             on_progress=on_progress,
+            in_place=in_place,
         )
         places = {v: place_of(repo, handle) for v, handle in handles.items()}
         landing = load_landing(repo, snapshot.agent, places, owners)
