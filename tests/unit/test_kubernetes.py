@@ -21,7 +21,7 @@ from lobstertrap.errors import (
     Unavailable,
 )
 from lobstertrap.secret_ref import SecretRef
-from lobstertrap.targets import kubernetes_api, kubernetes_pods
+from lobstertrap.targets import kubernetes_api, kubernetes_pods, kubernetes_status
 from lobstertrap.targets import kubernetes_spec as spec
 from lobstertrap.targets.kubernetes_registry import Registry
 from lobstertrap.targets.kubernetes_rights import RIGHTS
@@ -215,6 +215,24 @@ def test_a_pod_that_was_killed_for_its_memory_says_so():
 
     killed = pod_with(containerStatuses=[{"state": ended}])
     assert kubernetes_pods.last_end(killed) == "killed: out of memory"
+
+
+def test_fields_that_others_have_set_are_named_and_ours_are_not():
+    container = {'k:{"name":"agent"}': {".": {}, "f:image": {}}}
+    fields = {"f:template": {"f:spec": {"f:containers": container}}, "f:replicas": {}}
+    entries = [
+        {"manager": "lobstertrap", "fieldsV1": {"f:spec": {"f:replicas": {}}}},
+        {"manager": "kcm", "subresource": "status", "fieldsV1": {"f:spec": fields}},
+        {"manager": "note", "fieldsV1": {"f:metadata": {"f:labels": {}}}},
+        {"manager": "kubectl-edit", "fieldsV1": {"f:spec": fields}},
+    ]
+
+    assert kubernetes_status.drift_of({"metadata": {"managedFields": entries}}) == (
+        "kubectl-edit has changed spec.replicas, "
+        "spec.template.spec.containers.agent.image"
+    )
+    assert kubernetes_status.drift_of({"metadata": {}}) == ""
+    assert kubernetes_status.drift_of(None) == ""
 
 
 class _PrivateRegistry(BaseHTTPRequestHandler):

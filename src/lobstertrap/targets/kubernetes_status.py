@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -11,7 +11,7 @@ from lobstertrap.agent import AgentSpec
 from lobstertrap.targets import kubernetes_pods as pods
 from lobstertrap.targets import kubernetes_spec as spec
 from lobstertrap.targets.base import AgentStatus
-from lobstertrap.targets.kubernetes_api import KubernetesApi
+from lobstertrap.targets.kubernetes_api import FIELD_MANAGER, KubernetesApi
 
 
 def is_running(found: Mapping[str, Any] | None, pod: Mapping[str, Any] | None) -> bool:
@@ -58,6 +58,7 @@ def agent_status(
     healthy, detail = None, ""
     if running:
         healthy, detail = _health(api, agent, pod)
+    detail = "; ".join(filter(None, (detail, drift_of(found))))
     return AgentStatus(
         phase="running" if running else "stopped",
         epoch=epoch_of(shown),
@@ -68,6 +69,36 @@ def agent_status(
         addresses=_addresses(agent, pod),
         volumes=volumes,
     )
+
+
+def drift_of(found: Mapping[str, Any] | None) -> str:
+    """Say who else has set fields of a StatefulSet, and which; "" when nobody has.
+
+    The API server notes it down for server-side apply; launching takes them back.
+    """
+    told = []
+    for entry in (found or {}).get("metadata", {}).get("managedFields") or ():
+        ours = entry.get("manager") == FIELD_MANAGER
+        fields = (entry.get("fieldsV1") or {}).get("f:spec")
+        if fields and not ours and entry.get("subresource") != "status":
+            paths = ", ".join(sorted(_paths(fields, "spec")))
+            told.append(f"{entry.get('manager')} has changed {paths}")
+    return "; ".join(told)
+
+
+def _paths(fields: Mapping[str, Any], above: str) -> Iterator[str]:
+    """Yield the paths of the fields that managedFields names, as a person writes them.
+
+    `f:` is a field's name, `k:` an entry of a list, `.` the object itself.
+    """
+    below = {key: value for key, value in fields.items() if key != "."}
+    if not below:
+        yield above
+    for key, value in below.items():
+        kind, _, name = key.partition(":")
+        if kind == "k":
+            name = "/".join(str(part) for part in json.loads(name).values())
+        yield from _paths(value, f"{above}.{name}")
 
 
 def _health(
