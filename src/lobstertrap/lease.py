@@ -40,6 +40,7 @@ from lobstertrap.errors import (
 from lobstertrap.stores.base import ObjectStore
 
 RECORD_VERSION = 1
+_UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 _ENDED = -1
 """In place of its start: a process that has ended and is not yet reaped."""
 _LOOKS = 60
@@ -215,7 +216,7 @@ class AgentRecord:
                 moves=moves,
                 **raw,
             )
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except _UNREADABLE as error:
             raise InvalidInput(
                 f"the agent record cannot be read: {error}",
                 hint="restore agents/<name>/record.json from the bucket's history",
@@ -306,6 +307,17 @@ class Lease:
                 hint="look at `lobstertrap status`, then run the command again",
             )
         return record, found.etag
+
+
+class Onlooker(Lease):
+    """Reads the record whoever holds the agent, and changes nothing: for plans."""
+
+    def __init__(self, store: ObjectStore, agent: str) -> None:
+        super().__init__(store, agent, "nobody")
+
+    def read(self) -> AgentRecord:
+        """Return the record as it is in the store now; an empty one if none is."""
+        return read_record(self._store, self.agent) or AgentRecord(agent=self.agent)
 
 
 @contextmanager

@@ -25,6 +25,8 @@ from lobstertrap.cli import (
     repository,
     running,
     secret_commands,
+    setup,
+    timeline,
 )
 from lobstertrap.cli.text import printable_lines
 
@@ -47,10 +49,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for group in (
+    setup,
     running,
     reclaiming,
     overview,
     history,
+    timeline,
     browse,
     moves,
     adopt,

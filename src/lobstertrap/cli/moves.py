@@ -8,7 +8,7 @@ import typer
 
 from lobstertrap.cli.output import AsJson, print_json, print_result, print_table
 from lobstertrap.cli.running import Agent, load_config
-from lobstertrap.cli.text import duration
+from lobstertrap.cli.text import duration, printable
 
 
 def register(app: typer.Typer) -> None:
@@ -20,11 +20,15 @@ def register(app: typer.Typer) -> None:
 def migrate(
     context: typer.Context,
     agent: Agent,
+    *,
     to: Annotated[
         str | None, typer.Option("--to", metavar="TARGET", help="The new home.")
     ] = None,
     abort: Annotated[
         bool, typer.Option("--abort", help="Undo the migration that is open.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only check, and show the plan.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -32,16 +36,37 @@ def migrate(
 
     Whatever fails before the new home is healthy, the agent runs again where it was.
     A migration that was killed is finished by the same command, or undone by --abort.
+    Example: lobstertrap migrate tally --to cluster --dry-run
     """
     from lobstertrap.cli.flow_runs import check_first, run_flow  # noqa: PLC0415
 
     if to is None and not abort:
         raise typer.BadParameter("name the new home", param_hint="'--to'")
+    if dry_run:
+        if to is None or abort:
+            raise typer.BadParameter("goes with --to alone", param_hint="'--dry-run'")
+        _preview(agent, to, as_json=as_json)
+        return
     check_first(agent, *([to] if to is not None else []))
     result = run_flow(context, "migrate_agent", agent=agent, to=to, abort=abort)
     print_result(result, as_json=as_json)
     if abort and not as_json and not result.get("rolled_back_to"):
         typer.echo("no migration was open", err=True)
+
+
+def _preview(agent: str, to: str, *, as_json: bool) -> None:
+    from lobstertrap.cli.preview import preview  # noqa: PLC0415 - not for --help
+
+    plan = preview(load_config(), agent, to)
+    if as_json:
+        print_json(plan.as_object())
+        return
+    print_table(
+        ["step", "what", "the agent"],
+        [(step.name, step.what, step.meanwhile) for step in plan.steps],
+    )
+    for line in plan.lines():
+        typer.echo(printable(line))
 
 
 def drain(

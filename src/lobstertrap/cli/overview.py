@@ -1,11 +1,11 @@
-"""What is the case: `status` and `logs`."""
+"""What is the case: `status`, `logs` and `open`."""
 
 from __future__ import annotations
 
 import re
 import sys
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,10 @@ from lobstertrap.cli.output import AsJson, print_json, print_table
 from lobstertrap.cli.running import Agent, load_config
 from lobstertrap.cli.text import printable
 
+if TYPE_CHECKING:
+    from lobstertrap.config import Config
+
+_WATCH_SECONDS = 2.0
 _COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")
 
 
@@ -20,26 +24,51 @@ def register(app: typer.Typer) -> None:
     """Add this module's commands to the program."""
     for command in (status, logs):
         app.command()(command)
+    app.command("open")(open_agent)
 
 
 def status(
+    context: typer.Context,
     agent: Annotated[
         str | None,
         typer.Argument(metavar="[AGENT]", help="Only this one.", show_default=False),
     ] = None,
+    *,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show it again and again until Ctrl-C.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show where agents run, and where that is not what it should be.
 
     Exits with 1 when a target or the store did not answer; the rows say which.
+    Example: lobstertrap status --watch
     """
+    config = load_config()
+    if agent is not None:
+        config.agent(agent)  # asked for by name, a wrong one is an error and no row
+    context.ensure_object(dict)["endless"] = watch
+    while watch:
+        _clear_terminal()
+        _show_status(config, agent, as_json=as_json)
+        sys.stdout.flush()
+        time.sleep(_WATCH_SECONDS)
+    if not _show_status(config, agent, as_json=as_json):
+        raise typer.Exit(1)
+
+
+def _clear_terminal() -> None:
+    from rich.console import Console  # noqa: PLC0415 - not for --help
+
+    Console(file=sys.stdout).clear()  # nothing where there is no terminal
+
+
+def _show_status(config: Config, agent: str | None, *, as_json: bool) -> bool:
+    """Print the survey once; says whether everything gave an answer."""
     from lobstertrap.cli.rows import COLUMNS, agent_cells, target_cells  # noqa: PLC0415
     from lobstertrap.survey import survey  # noqa: PLC0415 - not for --help
     from lobstertrap.whereabouts import agent_rows, target_rows  # noqa: PLC0415
 
-    config = load_config()
-    if agent is not None:
-        config.agent(agent)  # asked for by name, a wrong one is an error and no row
     found = survey(config, [agent] if agent else config.agent_names)
     agents, targets = agent_rows(found), target_rows(found)
     if as_json:
@@ -57,8 +86,7 @@ def status(
         print_table(COLUMNS, rows)
         if found.bad_store:
             print(f"store: {printable(found.bad_store)}", file=sys.stderr)  # noqa: T201
-    if not found.complete:
-        raise typer.Exit(1)
+    return found.complete
 
 
 def logs(
@@ -97,6 +125,28 @@ def logs(
     harmless = _harmless if sys.stdout.isatty() else str
     for line in target.logs(spec, follow=follow, lines=lines):
         print(harmless(line.rstrip("\n")), flush=follow)  # noqa: T201 - the output
+
+
+def open_agent(
+    agent: Agent,
+    port: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of the spec's ports; the first by default."),
+    ] = None,
+    print_only: Annotated[
+        bool, typer.Option("--print", help="Print the URL and open no browser.")
+    ] = False,
+) -> None:
+    """Open an agent's page in the browser, and print where it is.
+
+    Example: lobstertrap open tally --port http
+    """
+    from lobstertrap.cli.reach import url_of  # noqa: PLC0415 - not for --help
+
+    url = url_of(load_config(), agent, port)
+    typer.echo(url)
+    if not print_only and sys.stdout.isatty():
+        typer.launch(url)
 
 
 def _harmless(line: str) -> str:
