@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lobstertrap.errors import Unavailable
+from lobstertrap.errors import LobsterTrapError, Unavailable
 from lobstertrap.repository import archiver
 from lobstertrap.repository.check import check
 from lobstertrap.repository.commit import commit
@@ -26,7 +27,7 @@ from tests.fixtures.repositories import (
     reopened,
     snap,
 )
-from tests.fixtures.trees import BrokenStore, Crash, new_repository
+from tests.fixtures.trees import BrokenStore, Crash, FaultyStore, new_repository
 
 AGENTS = ("ada", "bob")
 
@@ -153,6 +154,36 @@ class World:
         finally:
             store.hook = lambda _method, _key, _number: None
 
+    def on_a_bad_store(self, what: str, agent: str, chance: random.Random) -> None:
+        """Do something while the store fails, damages and lists late.
+
+        It is done or our error says that it is not; never is anything wrong done.
+        """
+        bad = FaultyStore(
+            self.store,
+            chance=chance,
+            fresh=lambda info: info.modified > self.clock.now - 300,
+            rate=chance.choice([0.003, 0.02, 0.08]),
+        )
+        out = self.base / "out"
+        try:
+            repo = reopened(bad)
+            if what == "snapshot":
+                snap(repo, self.base / agent, agent=agent, now=self.clock)
+            elif what == "prune":
+                prune(repo, holder=DEAD)
+            else:
+                found = repo.find("latest")
+                bring_back(repo, found, out)
+                assert contents(out) == self.known[found.id]
+        except LobsterTrapError:
+            pass
+        for name in reopened(self.store).snapshot_names():
+            if name.id not in self.known:  # its manifest is there: so is all of it
+                self.known[name.id] = contents(self.base / agent)
+        shutil.rmtree(out, ignore_errors=True)
+        self.clock.now += 1
+
     def all_is_well(self) -> None:
         """Read everything: what was taken and not forgotten is whole."""
         report = check(reopened(self.store), sample=100)
@@ -198,6 +229,9 @@ EVENTS = {
     "copy": 1,
     "wait": 1,
     "prune the copy": 1,
+    "snapshot on a bad store": 3,
+    "prune on a bad store": 2,
+    "restore on a bad store": 1,
 }
 
 
@@ -231,6 +265,8 @@ def step(  # noqa: C901 - one branch for each event
         world.wait(chance.choice([1, 12, 25, 24 * 31]))
     elif event == "prune the copy":
         world.prune_the_copy()
+    elif event.endswith("on a bad store"):
+        world.on_a_bad_store(event.split(maxsplit=1)[0], agent, chance)
     return event, agent, which, dies_at
 
 
@@ -238,3 +274,12 @@ def step(  # noqa: C901 - one branch for each event
 @pytest.mark.parametrize("seed", range(20))
 def test_no_order_of_events_loses_anything(tmp_path: Path, seed: int) -> None:
     walk(World(tmp_path), random.Random(seed), steps=60)  # noqa: S311 - a test
+
+
+@pytest.mark.long
+def test_no_order_of_many_loses_anything(tmp_path: Path) -> None:
+    first = int(os.environ.get("LOBSTERTRAP_SEED", "1000"))
+    for seed in range(first, first + 200):
+        world = World(tmp_path / f"{seed}")
+        walk(world, random.Random(seed), steps=60)  # noqa: S311 - a test
+        shutil.rmtree(world.base)

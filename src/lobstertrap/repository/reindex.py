@@ -110,12 +110,14 @@ def load_and_sweep(repo: Repository) -> dict[str, IndexTable]:
     """Return the index objects in force, and delete those that they replaced.
 
     Such are left by a process that died; as every replacement names all that was out
-    of force when it was made, none comes back into force by this.
+    of force when it was made, none comes back into force by this. What only is not
+    listed (a store may list late) is not deleted: it has to be named.
     """
     listed = [info.key for info in repo.store.list(INDEX_PREFIX)]
     tables = repo.load_index_tables()
+    replaced = {index_key(i) for table in tables.values() for i in table.replaces}
     for key in listed:
-        if key not in tables:
+        if key in replaced and key not in tables:
             repo.store.delete(key)
     return tables
 
