@@ -72,7 +72,10 @@ class LobsterTrap:
 
     def restore(self, into: Path) -> Measured:
         """Restore the latest one, remove what it does not have, and verify."""
-        return self._run("restore", into, snapshot="latest", delete_extra=True)
+        # As a migration restores: onto an older copy, in place.
+        return self._run(
+            "restore", into, snapshot="latest", delete_extra=True, in_place=True
+        )
 
     def _run(self, command: str, path: Path, **more: Any) -> Measured:
         owner = [os.getuid(), os.getgid()]
