@@ -408,6 +408,8 @@ def load_agent(path: Path) -> AgentSpec:
     except FileNotFoundError:
         msg = f"no agent spec at {path}"
         raise NotFound(msg, hint="see agents/tally/agent.yaml for one") from None
+    except RecursionError:
+        raise InvalidInput(f"{path}: it is nested too deeply") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         msg = f"{path}: not YAML: {_without_the_line(error)}"
         raise InvalidInput(msg) from None  # its text quotes the line, perhaps a secret

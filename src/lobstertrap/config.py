@@ -339,7 +339,8 @@ def _unknown(kind: str, name: str, known: Iterable[str], where: str) -> NotFound
     near = difflib.get_close_matches(name, names, n=1)
     listed = f"known: {', '.join(names)}" if names else f"there is no {kind} at all"
     hint = f"did you mean '{near[0]}'?" if near else f"use one of the known {kind}s"
-    return NotFound(f"no {kind} '{name}' {where}; {listed}", hint=hint)
+    # A name may come from anywhere: as `repr` has it, it stays one harmless line.
+    return NotFound(f"no {kind} {name!r} {where}; {listed}", hint=hint)
 
 
 def _open_host(config: Config, name: str, section: HostSection) -> Target:
