@@ -23,6 +23,7 @@ from tests.contract.test_targets import (
     restore,
     snapshot,
 )
+from tests.fixtures import probe
 from tests.fixtures.cluster import Namespace
 from tests.fixtures.places import Place
 from tests.fixtures.tally import AGENT, TOKEN
@@ -62,6 +63,19 @@ def test_an_agent_is_hardened_as_seen_from_inside(namespace, agent):
         inside(namespace, agent, "touch", "/etc/x")
     with pytest.raises(Exception, match="No such file"):
         inside(namespace, agent, "ls", "/var/run/secrets/kubernetes.io")
+
+
+def test_an_agent_in_a_pod_cannot_get_out(namespace, agent):
+    target = namespace.open()
+    launch(target, agent)
+    ready(target, agent)
+
+    found = probe.seen(inside(namespace, agent, *probe.command()))
+
+    mine = ["/home/tally/state", "/tmp"]  # noqa: S108 - in the pod
+    probe.assert_confined(found, uid=1000, writable=mine)
+    limits = {found["memory"].strip(), found["memory v1"].strip()}
+    assert str(256 * 2**20) in limits
 
 
 def test_an_agent_runs_under_whatever_user_the_cluster_wants(place, namespace, agent):
