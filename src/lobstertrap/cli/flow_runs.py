@@ -30,13 +30,12 @@ def run_flow(context: typer.Context, flow: str, **parameters: Any) -> dict[str, 
     """Run `flows/<flow>.py`'s flow of the same name and return what it returns."""
     debug = bool(context.ensure_object(dict).get("debug"))
     _prepare(os.environ, debug=debug)
-    with a_server(os.environ) as ready:
+    with a_server(os.environ) as reporting:
         try:
             module = importlib.import_module(f"flows.{flow}")
         except ModuleNotFoundError as error:
             raise _not_here(error) from error
-        ready()
-        with watch.shown():
+        with reporting(), watch.shown():
             return dict(getattr(module, flow)(**parameters))
 
 

@@ -8,9 +8,9 @@ receipt. It starts while Prefect is imported, which takes as long.
 from __future__ import annotations
 
 import http.client
-import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,40 +18,59 @@ from lobstertrap.cli import served
 from lobstertrap.cli.prefect_server import PrefectServer
 from lobstertrap.errors import LobsterTrapError
 
+Reporting = Callable[[], AbstractContextManager[None]]
+
 _API = "PREFECT_API_URL"
 _ASK_SECONDS = 5.0
 _DRAIN_SECONDS = 10
 
 
 @contextmanager
-def a_server(environ: MutableMapping[str, str]) -> Iterator[Callable[[], None]]:
-    """Name a server in `environ` unless a person has; what it yields waits for it.
+def a_server(environ: MutableMapping[str, str]) -> Iterator[Reporting]:
+    """Find or begin a server; within what it yields, flows and children report there.
 
-    To be entered before Prefect is imported. Where no server of ours can be had,
-    because another command uses its directory, Prefect starts one by itself.
+    Nothing is changed where a person has configured one. Where no server of ours can be
+    had, because another command uses its directory, Prefect starts one by itself.
     """
     if is_configured(environ):
-        yield lambda: None
+        yield nullcontext
         return
     note = served.find(served.data_dir())
     if note is not None and _answers(note.url):
-        with _set(environ, note.api):
-            yield lambda: None
+        yield partial(_reporting, environ, note.api)
         return
     server = PrefectServer(served.data_dir())
     try:
         server.begin()
     except LobsterTrapError:
-        yield lambda: None
+        yield nullcontext
         return
     try:
-        with _set(environ, server.api):
-            yield server.wait
+        yield partial(_reporting, environ, server.api, server.wait)
     finally:
-        try:
-            _send_what_is_queued()
-        finally:
-            server.stop()
+        server.stop()
+
+
+@contextmanager
+def _reporting(
+    environ: MutableMapping[str, str], api: str, wait: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Let Prefect, which is imported now, and children of this process use `api`."""
+    from prefect.settings import (  # noqa: PLC0415 - not for --help
+        PREFECT_API_URL,
+        temporary_settings,
+    )
+
+    wait()
+    environ[_API] = api
+    try:
+        with temporary_settings(updates={PREFECT_API_URL: api}):
+            try:
+                yield
+            finally:
+                _send_what_is_queued()
+    finally:
+        environ.pop(_API, None)
 
 
 def is_configured(environ: Mapping[str, str]) -> bool:
@@ -91,19 +110,8 @@ def _answers(url: str) -> bool:
         connection.close()
 
 
-@contextmanager
-def _set(environ: MutableMapping[str, str], api: str) -> Iterator[None]:
-    environ[_API] = api
-    try:
-        yield
-    finally:
-        environ.pop(_API, None)
-
-
 def _send_what_is_queued() -> None:
     """End Prefect's background threads while the server still answers."""
-    if "prefect.events.worker" not in sys.modules:
-        return
     from prefect.events.worker import EventsWorker  # noqa: PLC0415 - not for --help
     from prefect.logging.handlers import APILogWorker  # noqa: PLC0415
 

@@ -13,8 +13,10 @@ import asyncio
 import os
 import signal
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import yaml
 from prefect.client.orchestration import PrefectClient, get_client
@@ -23,6 +25,7 @@ from prefect.client.schemas.filters import (
     DeploymentFilter,
     DeploymentFilterTags,
     FlowRunFilter,
+    FlowRunFilterExpectedStartTime,
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
@@ -32,10 +35,11 @@ from prefect.client.schemas.objects import (
     StateType,
 )
 from prefect.client.schemas.schedules import CronSchedule
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectNotFound
 from prefect.runner import Runner
-from prefect.states import Crashed
+from prefect.states import Cancelled, Crashed
 
 _SERVED = (*("name", "flow_name", "entrypoint", "description", "tags", "parameters"),)
 UNSCHEDULED = "unscheduled"
@@ -51,6 +55,7 @@ def main() -> None:
 
 async def _serve(ready: int, *, scheduled: bool) -> None:
     await _end_abandoned_runs()
+    await _skip_missed_runs()
     runner = Runner(name="lobstertrap", pause_on_shutdown=False)
     await _deploy(runner, scheduled=scheduled)
     serving = asyncio.create_task(runner.start())
@@ -158,6 +163,34 @@ async def _end_abandoned_runs() -> None:
             flow_run_filter=left, deployment_filter=ours
         ):
             await client.set_flow_run_state(run.id, gone, force=True)
+
+
+async def _skip_missed_runs() -> None:
+    """Cancel what was due while nothing was served, but the last of each deployment.
+
+    A laptop that was asleep for a day has one snapshot to take, not 24.
+    """
+    now: Any = datetime.now(UTC)  # what Prefect calls a DateTime
+    due = FlowRunFilter(
+        state=FlowRunFilterState(
+            type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])
+        ),
+        expected_start_time=FlowRunFilterExpectedStartTime(before_=now),
+    )
+    ours = DeploymentFilter(tags=DeploymentFilterTags(all_=["lobstertrap"]))
+    latest = set[UUID | None]()
+    async with get_client() as client:
+        for run in await client.read_flow_runs(
+            flow_run_filter=due,
+            deployment_filter=ours,
+            sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+        ):
+            if not run.auto_scheduled:
+                continue
+            if run.deployment_id in latest:
+                missed: State[Any] = Cancelled(message="due while nothing was served")
+                await client.set_flow_run_state(run.id, missed, force=True)
+            latest.add(run.deployment_id)
 
 
 if __name__ == "__main__":
