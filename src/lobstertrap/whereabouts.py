@@ -135,6 +135,8 @@ def _operations(record: AgentRecord) -> Iterator[str]:
         yield f"migration from {where} is open ({migration.step})"
     if record.restoring is not None:
         yield f"restore of {record.restoring[:12]} is unfinished"
+    if record.adopted is not None:
+        yield f"its original, {record.adopted.original}, still has its place"
 
 
 def _left_behind(found: Survey, agent: str, home: str) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lobstertrap import adopt, lifecycle, takeover
+from lobstertrap import adopt, lifecycle, takeover, whereabouts
 from lobstertrap.errors import LobsterTrapError, NotFound, Refused, Unavailable
 from lobstertrap.job import MoverJob
 from lobstertrap.lease import Adopted
@@ -327,3 +327,11 @@ def test_the_record_of_an_adopted_agent_survives_being_stored():
 
     assert again == record
     assert again.adopted.sources == {"state": "elder-data"}
+
+
+def test_the_status_says_that_the_original_has_the_place():
+    record = adopted().record()
+
+    assert [*whereabouts._operations(record)] == [
+        "its original, elder, still has its place"
+    ]
