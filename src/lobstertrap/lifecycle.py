@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from types import MappingProxyType
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from lobstertrap.errors import (
 )
 from lobstertrap.job import MoverJob, OnProgress, Progress
 from lobstertrap.lease import TTL, AgentRecord, Lease
+from lobstertrap.redaction import redactor
 from lobstertrap.targets.base import (
     AgentStatus,
     CommandRunner,
@@ -306,6 +308,20 @@ def restore(
     return result
 
 
+def plan_restore(
+    handle: AgentHandle, target_name: str, *, snapshot: str
+) -> dict[str, Any]:
+    """Return what `restore` would change on the target; nothing is changed.
+
+    For a target this is as reading for a snapshot: the agent may run.
+    """
+    job = _job(handle, "snapshot", snapshot=snapshot, delete_extra=True)
+    job = replace(job, request={**job.request, "command": "plan"})
+    label = f"plan a restore of {handle.spec.name} on {target_name}"
+    target = handle.target(target_name)
+    return target.run_mover(handle.spec, job, partial(progress.report, label))
+
+
 def pause(handle: AgentHandle, target_name: str) -> None:
     """Stop the agent for a moment: the record still says that it should run."""
     refuse_unfinished(handle)
@@ -518,7 +534,8 @@ def _unhealthy(
     lines: list[str] = []
     if isinstance(target, LogSource):
         lines = list(islice(target.logs(handle.spec, lines=5), 5))
-    shown = "".join(f"\n  {line.rstrip()}" for line in lines)
+    # What it printed may be a secret of its own, and this message is kept by Prefect.
+    shown = "".join(f"\n  {redactor.redact(line.rstrip())}" for line in lines)
     detail = f" ({status.detail})" if status.detail else ""
     return Unhealthy(
         f"agent '{handle.spec.name}' on '{target.name}': {what}{detail}{shown}",
