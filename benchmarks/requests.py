@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.client import HTTPConnection, HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -41,16 +41,16 @@ class _Proxy(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     server_address: str
-    _upstream: HTTPConnection | None = None
 
     def note(self) -> None:
         raise NotImplementedError
 
     def do_GET(self) -> None:
         self.note()
-        if self._upstream is None:
-            self._upstream = HTTPConnection(self.server_address, timeout=600)
-        upstream = self._upstream
+        with closing(HTTPConnection(self.server_address, timeout=600)) as upstream:
+            self._pass_on(upstream)
+
+    def _pass_on(self, upstream: HTTPConnection) -> None:
         upstream.putrequest(
             self.command, self.path, skip_host=True, skip_accept_encoding=True
         )
@@ -83,11 +83,6 @@ class _Proxy(BaseHTTPRequestHandler):
 
     # The names are the base class's.
     do_HEAD = do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815
-
-    def finish(self) -> None:
-        if self._upstream is not None:
-            self._upstream.close()
-        super().finish()
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""

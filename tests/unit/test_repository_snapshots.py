@@ -102,6 +102,30 @@ def test_holes_stay_holes(repo: Repository, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "sparse").stat().st_blocks * 512 < 500_000
 
 
+def test_a_file_of_50_gb_that_is_nearly_all_holes_comes_back(
+    repo: Repository, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    size, places = 50 * 10**9, (0, 2**32 - 5, 37 * 10**9, 50 * 10**9 - 7)
+    with (tmp_path / "in" / "image").open("wb") as file:
+        file.truncate(size)
+        for place in places:
+            file.seek(place)
+            file.write(b"island!")
+
+    snapshot = snap(repo, tmp_path / "in")
+    bring_back(repo, snapshot, tmp_path / "out")
+
+    found = tmp_path / "out" / "image"
+    assert (snapshot.bytes, found.stat().st_size) == (size, size)
+    assert found.stat().st_blocks * 512 < 10_000_000
+    assert snapshot.new_bytes < 10_000_000
+    with found.open("rb") as file:
+        for place in places:
+            file.seek(place)
+            assert file.read(7) == b"island!"
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes devices and owners")
 def test_owners_and_devices_come_back_when_root_restores(
     repo: Repository, tmp_path: Path
