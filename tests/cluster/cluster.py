@@ -189,6 +189,10 @@ class Cluster:
         self._until(deadline, lambda: self.kubectl("get", "--raw", "/readyz") == "ok")
         self._until(deadline, lambda: self._import_pause(binaries.pause))
         self.kubectl("apply", "-f", "-", stdin=_STORAGE_CLASS)
+        hosting = _registry_hosting(self.registry)
+        self._until(
+            deadline, lambda: self.kubectl("apply", "-f", "-", stdin=hosting) != ""
+        )
         self._until(deadline, self._is_node_ready)
 
     def _until(self, deadline: float, check: Any) -> None:
@@ -330,6 +334,16 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes, mode: int = 0o644) -> 
     info = tarfile.TarInfo(name)
     info.size, info.mode = len(content), mode
     tar.addfile(info, io.BytesIO(content))
+
+
+def _registry_hosting(registry: str) -> dict[str, Any]:
+    """Return how a cluster says which registry it pulls from (KEP-1755)."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "local-registry-hosting", "namespace": "kube-public"},
+        "data": {"localRegistryHosting.v1": f'host: "{registry}"\n'},
+    }
 
 
 _STORAGE_CLASS = {

@@ -13,6 +13,7 @@ from typing import Any
 
 from tests.cluster.binary import CNI_PLUGINS
 
+CONTEXT = "lobstertrap"
 NODE = "node"
 PAUSE_IMAGE = "localhost/pause:1"
 
@@ -281,7 +282,7 @@ def kubeconfig(layout: Layout, user: str) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "Config",
-        "current-context": layout.name,
+        "current-context": CONTEXT,
         "clusters": [
             {
                 "name": layout.name,
@@ -301,7 +302,7 @@ def kubeconfig(layout: Layout, user: str) -> dict[str, Any]:
             }
         ],
         "contexts": [
-            {"name": layout.name, "context": {"cluster": layout.name, "user": user}}
+            {"name": CONTEXT, "context": {"cluster": layout.name, "user": user}}
         ],
     }
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from lobstertrap import lifecycle
 from lobstertrap.cli.checkout import find_checkout
+from lobstertrap.cli.demo_cluster import Wanted
 from lobstertrap.cli.demo_runs import run_deployment
 from lobstertrap.cli.demo_stage import AGENT, DESTINATION, SOURCE, TOKEN, Kinds, Stage
 from lobstertrap.cli.demo_watch import Talker, Tally, Watcher
@@ -65,8 +66,11 @@ def demo(
     keep: bool | None = None,
     targets: Kinds = "auto",
     directory: Path | None = None,
+    cluster: Wanted | None = None,
 ) -> None:
     """Launch tally, talk to it, move it there and back, and prove what is promised.
+
+    With a `cluster` the destination is a namespace there.
 
     With `keep` Prefect's UI stays until Enter or Ctrl-C; on a terminal it does so by
     itself. Raises `IntegrityError` when something could not be proved.
@@ -74,7 +78,8 @@ def demo(
     report = Report()
     if keep is None:
         keep = sys.stdout.isatty() and sys.stdin.isatty()
-    with Stage(directory or find_checkout() / ".demo", targets) as stage:
+    place = directory or find_checkout() / ".demo"
+    with Stage(place, targets, cluster) as stage:
         try:
             perform(stage, report)
         except LobsterTrapError as error:

@@ -8,12 +8,14 @@ import secrets
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
 from lobstertrap import config
 from lobstertrap.cli.checkout import find_checkout
+from lobstertrap.cli.demo_cluster import DemoCluster, Wanted
 from lobstertrap.cli.demo_traces import MARK, claim, leftovers, sweep
 from lobstertrap.cli.prefect_server import PrefectServer
 from lobstertrap.cli.serve import FlowRunner
@@ -48,13 +50,18 @@ url = "{url}"
 build_args = {{ BASE = "{base}" }}
 """
 _BASE = "localhost/lobstertrap/demo-base:1"
+_BUILDER = "builder"
+"""The engine that makes images for a cluster when the source is no Podman."""
 
 
 class Stage:
     """What the demo plays on; entering starts it, leaving removes every trace of it."""
 
-    def __init__(self, directory: Path, kinds: Kinds) -> None:
+    def __init__(
+        self, directory: Path, kinds: Kinds, cluster: Wanted | None = None
+    ) -> None:
         self.directory = directory.absolute()
+        self._cluster = None if cluster is None else DemoCluster(cluster, directory)
         self.began = time.monotonic()
         self.engines: dict[str, PodmanEngine] = {}
         self.note = ""
@@ -93,14 +100,20 @@ class Stage:
     def close_all_but_the_ui(self) -> list[str]:
         """Stop everything but Prefect's server; return what should be gone."""
         self._rest.close()
-        return leftovers(self.directory, but=self.server.pid)
+        left = self._cluster.leftovers() if self._cluster else []
+        return leftovers(self.directory, but=self.server.pid) + left
 
     def _start(self) -> None:
         self.server.begin()  # it takes the longest: the others start meanwhile
         self._ui.callback(self.server.stop)
         store = self._rest.enter_context(SeaweedFS(self.directory / "s3"))
+        settings = store.settings
+        if self._cluster is not None:
+            way = self._cluster.opened(str(settings.endpoint))
+            settings = replace(settings, endpoint=self._rest.enter_context(way))
         self._start_engines()
-        self._write_config(store.settings)
+        self._write_config(settings)
+        self._check_cluster(settings)
         self.server.wait()
         os.environ |= self.server.client_environment(os.environ)
         self._rest.enter_context(
@@ -113,20 +126,20 @@ class Stage:
         )
 
     def _start_engines(self) -> None:
-        names: dict[Kinds, list[str]] = {
-            "host": [],
-            "podman": [SOURCE, DESTINATION],
-            "auto": [SOURCE, DESTINATION],
-        }
+        both = [SOURCE, DESTINATION]
+        names: dict[Kinds, list[str]] = {"host": [], "podman": both, "auto": both}
+        wanted = names[self._kinds]
+        if self._cluster is not None:
+            wanted = [_BUILDER] if self._kinds == "host" else [SOURCE]
         try:
-            for name in names[self._kinds]:
+            for name in wanted:
                 engine = PodmanEngine(self.directory / name)
                 self.engines[name] = self._rest.enter_context(engine)
             if self.engines:
                 self._load_base_image()
                 self._try_a_container()
         except LobsterTrapError as error:
-            if self._kinds != "auto":
+            if self._kinds != "auto" or self._cluster is not None:
                 raise
             self.engines.clear()
             self.note = error.message
@@ -156,6 +169,10 @@ class Stage:
         agents = find_checkout() / "agents"
         text = _CONFIG.format(agents=agents, url=store.url, endpoint=store.endpoint)
         for name in (SOURCE, DESTINATION):
+            if name == DESTINATION and self._cluster is not None:
+                url = next(iter(self.engines.values())).url
+                text += self._cluster.section(name, engine=url, base=_BASE)
+                continue
             engine = self.engines.get(name)
             shape, url = (_PODMAN, engine.url) if engine else (_HOST, "")
             text += shape.format(name=name, url=url, base=_BASE)
@@ -168,6 +185,14 @@ class Stage:
             "DEMO_REPOSITORY_KEY": secrets.token_urlsafe(24),
             TOKEN: secrets.token_urlsafe(24),
         }
+
+    def _check_cluster(self, store: StoreSettings) -> None:
+        """Find out now whether the cluster has all that the demo needs."""
+        if self._cluster is None:
+            return
+        config = self.config
+        target, agent = config.target(DESTINATION), config.agent(AGENT)
+        self._cluster.check(target, agent, str(store.endpoint))
 
 
 def _plain(value: SecretValue | None) -> str:

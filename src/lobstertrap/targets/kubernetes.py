@@ -32,6 +32,7 @@ from lobstertrap.targets.kubernetes_pods import (
     node_of,
     trouble_in_events,
 )
+from lobstertrap.targets.kubernetes_probe import Probe
 from lobstertrap.targets.kubernetes_registry import Registry
 from lobstertrap.targets.kubernetes_rights import is_allowed, missing_rights
 from lobstertrap.targets.kubernetes_status import (
@@ -348,6 +349,15 @@ class KubernetesTarget:
         return execute(
             self._api, name, spec.CONTAINER, command, seconds=seconds, about=about
         )
+
+    def check_network(self, agent: AgentSpec, address: str) -> None:
+        """Show that pods here reach `host:port`, and that we reach the pods.
+
+        Raises `Unavailable` with the way that is closed.
+        """
+        self._ensure_namespace()
+        image = self._images.mover_image(platform=self._settings.platform)
+        Probe(api=self._api, settings=self._settings, image=image).run(agent, address)
 
     def manifests(self, agent: AgentSpec, *, image: str) -> list[dict[str, Any]]:
         """Return what `launch` applies, in order, for people who review first.
