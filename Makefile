@@ -36,6 +36,9 @@ cluster-down: .venv/ready  ## remove every trace of it
 bench-downtime: .venv/ready ## how long an agent is down when it moves, beside doing it by hand
 	$(BIN)/python -m benchmarks.downtime .bench $(ARGS)
 
+bench-kubernetes: .venv/ready ## a mover pod beside `kubectl exec tar`, launch beside `kubectl apply` (root)
+	$(BIN)/python -m benchmarks.kubernetes $(ARGS)
+
 format: .venv/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
