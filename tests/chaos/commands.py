@@ -6,7 +6,6 @@ and the configuration lead somewhere else. So the order tested is the flows' own
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import FunctionType, SimpleNamespace
@@ -31,8 +30,6 @@ SILENT: dict[str, Any] = {
     ),
 }
 """What would reach Prefect's server, by the names that steps have for it."""
-
-logging.getLogger("lobstertrap.steps").setLevel(logging.WARNING)  # half of the time
 
 TRIES = 2
 """How often a step with a transient error is done; tasks/step.py says 4."""

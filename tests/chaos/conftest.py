@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -22,7 +23,12 @@ import pytest
 from lobstertrap import config, lifecycle
 from lobstertrap.errors import LobsterTrapError
 from lobstertrap.lease import AgentRecord, read_record
+from lobstertrap.stores import StoreSettings
 from lobstertrap.targets.podman_engine import PodmanEngine
+from tests.chaos.driver import MARK
+from tests.fixtures.cluster import Namespace
+from tests.fixtures.flaky_s3 import flaky_s3
+from tests.fixtures.needs import missing
 from tests.fixtures.podman import BUILD_ARGS
 from tests.fixtures.tally import AGENT, TOKEN, Answered, TallyClient, entries, rows
 
@@ -82,15 +88,19 @@ class Ended:
 class Driver:
     """The program tests/chaos/driver.py."""
 
-    def __init__(self, directory: Path, log: str = "driver.log") -> None:
+    def __init__(
+        self, directory: Path, log: str = "driver.log", path: Path | None = None
+    ) -> None:
         self.log = (directory / log).open("w+")
+        self._mark = directory / MARK
+        paths = [str(p) for p in (path, Path(__file__).parents[2]) if p]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.chaos.driver"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
             cwd=directory,
         )
 
@@ -102,12 +112,19 @@ class Driver:
         kill_when: Callable[[], bool] | None = None,
         abort: bool = False,
         suspend: bool = False,
+        machine: str | None = None,
+        mark: str | None = None,
         started: Callable[[int], None] = lambda pid: None,
     ) -> Ended:
-        """Run a migration; kill it at a step's boundary, or when that becomes true."""
+        """Run a migration; kill it at a step's boundary, or when that becomes true.
+
+        Before the step `mark` it makes a file, for which `has_begun` waits; `machine`
+        makes it a process of another one.
+        """
         assert self._process.stdin
         request = {"agent": "tally", "to": to, "abort": abort, "kill": kill}
-        request["suspend"] = suspend
+        request |= {"suspend": suspend, "machine": machine, "mark": mark}
+        self._mark.unlink(missing_ok=True)
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         answer = self._answer()
@@ -123,6 +140,13 @@ class Driver:
         ended.set()
         killer.join()
         return Ended(status=answer["status"], receipt=receipt)
+
+    def marked(self) -> float:
+        """Return for how many seconds the step `mark` has begun; 0.0 for not yet."""
+        try:
+            return max(time.time() - self._mark.stat().st_mtime, 1e-9)
+        except FileNotFoundError:
+            return 0.0
 
     def errors(self) -> str:
         """Return what its processes wrote on standard error."""
@@ -162,6 +186,8 @@ class Place:
     talker: Talker
     state: Callable[[str], Path]
     """Returns the directory of tally's volume on a target."""
+    engines: dict[str, PodmanEngine] = field(default_factory=dict)
+    """By target, where it is Podman."""
 
     @property
     def record(self) -> AgentRecord:
@@ -201,17 +227,115 @@ class Place:
         assert all(stored[sequence] == text for text, _, sequence in heard)
 
 
+@pytest.fixture(autouse=True)
+def silence() -> Iterator[None]:
+    """Keep the steps from saying what they do: it takes half of the time."""
+    steps = logging.getLogger("lobstertrap.steps")
+    before = steps.level
+    steps.setLevel(logging.WARNING)
+    yield
+    steps.setLevel(before)
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     """Return a place with two host targets."""
     targets = {name: f'kind = "host"\nroot = "{tmp_path / name}"' for name in TARGETS}
-    with _place(
-        tmp_path,
-        monkeypatch,
-        targets,
-        state=lambda name: tmp_path / name / "tally" / "volumes" / "state",
-    ) as made:
+    with _place(tmp_path, monkeypatch, targets, state=_on_host(tmp_path)) as made:
         yield made
+
+
+@pytest.fixture
+def small_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Place, Path]]:
+    """Return a place with two host targets, the second on a small disk, and that."""
+    small = tmp_path / "small"
+    small.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=24m", "small", str(small)]
+    if os.geteuid() != 0 or subprocess.run(command, check=False).returncode:
+        missing("a disk of one's own needs root")
+    where = {"laptop": tmp_path / "laptop", "server": small / "server"}
+    targets = {n: f'kind = "host"\nroot = "{path}"' for n, path in where.items()}
+    try:
+        with _place(
+            tmp_path,
+            monkeypatch,
+            targets,
+            state=lambda name: where[name] / "tally" / "volumes" / "state",
+        ) as made:
+            yield made, small
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.fixture
+def flaky_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Place, Weather]]:
+    """Return a place with two host targets whose store is as bad as it is told."""
+    targets = {name: f'kind = "host"\nroot = "{tmp_path / name}"' for name in TARGETS}
+    with flaky_s3() as flaky:
+        weather = flaky.faults = Weather()
+        flaky.slow_seconds, flaky.page = 1.0, 1000
+        with _place(
+            tmp_path,
+            monkeypatch,
+            targets,
+            state=_on_host(tmp_path),
+            store=_s3(flaky.settings, monkeypatch),
+        ) as made:
+            yield made, weather
+            weather.now = lambda: None
+
+
+class Weather(list[Any]):
+    """What FlakyS3 does to its next request: whatever `now` says when it comes."""
+
+    now: Callable[[], Any] = staticmethod(lambda: None)
+
+    def __bool__(self) -> bool:
+        """Never run out."""
+        return True
+
+    def pop(self, *_: Any) -> Any:
+        """Return what happens to this request."""
+        return self.now()
+
+
+@pytest.fixture
+def cluster_place(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    podman_laptop: PodmanEngine,
+    namespace: Namespace,
+    pod_store: StoreSettings,
+) -> Iterator[Place]:
+    """Return a place with a Podman engine and a cluster."""
+    base = f'build_args = {{ BASE = "{BUILD_ARGS["BASE"]}" }}'
+    cluster = namespace.cluster
+    targets = {
+        "laptop": f'kind = "podman"\nurl = "{podman_laptop.url}"\n{base}',
+        "server": f"""kind = "kubernetes"
+            kubeconfig = "{cluster.layout.path("operator.conf")}"
+            namespace = "{namespace.name}"
+            registry = "{cluster.registry}/agents"
+            insecure_registry = true
+            engine = "{podman_laptop.url}"
+            {base}""",
+    }
+
+    def state(name: str) -> Path:
+        if name == "laptop":
+            return _on_podman(podman_laptop)
+        claim = namespace.get("pvc", "lobstertrap-tally-state")
+        volume = cluster.get("pv", claim["spec"]["volumeName"])
+        return Path(volume["spec"]["hostPath"]["path"])
+
+    section = _s3(pod_store, monkeypatch)
+    with _place(tmp_path, monkeypatch, targets, state=state, store=section) as made:
+        yield made
+    _forget_fence(podman_laptop)
 
 
 @pytest.fixture
@@ -230,16 +354,48 @@ def podman_place(
     }
 
     def state(name: str) -> Path:
-        volume = "lobstertrap-tally-state"
-        ask = ("volume", "inspect", volume, "--format", "{{.Mountpoint}}")
-        return Path(engines[name].run(*ask).strip())
+        return _on_podman(engines[name])
 
     with _place(tmp_path, monkeypatch, targets, state=state) as made:
+        made.engines.update(engines)
         yield made
-    for engine in engines.values():  # others have a tally there, in a store of its own
-        for name in engine.run("secret", "ls", "--format", "{{.Name}}").split():
-            if name.startswith("lobstertrap-tally.fence"):
-                engine.run("secret", "rm", name)
+    for engine in engines.values():
+        _forget_fence(engine)
+
+
+def _on_host(directory: Path) -> Callable[[str], Path]:
+    return lambda name: directory / name / "tally" / "volumes" / "state"
+
+
+def _on_podman(engine: PodmanEngine) -> Path:
+    ask = (
+        "volume",
+        "inspect",
+        "lobstertrap-tally-state",
+        "--format",
+        "{{.Mountpoint}}",
+    )
+    return Path(engine.run(*ask).strip())
+
+
+def _forget_fence(engine: PodmanEngine) -> None:
+    """Remove it: others have a tally on this engine, in a store of its own."""
+    for name in engine.run("secret", "ls", "--format", "{{.Name}}").split():
+        if name.startswith("lobstertrap-tally.fence"):
+            engine.run("secret", "rm", name)
+
+
+def _s3(settings: StoreSettings, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the configuration's section of that store; its keys are put aside."""
+    assert settings.access_key is not None
+    assert settings.secret_key is not None
+    monkeypatch.setenv("TEST_ACCESS_KEY", settings.access_key.reveal())
+    monkeypatch.setenv("TEST_SECRET_KEY", settings.secret_key.reveal())
+    return f"""url = "{settings.url}"
+endpoint = "{settings.endpoint}"
+region = "us-east-1"
+access_key = {{ source = "env", id = "TEST_ACCESS_KEY" }}
+secret_key = {{ source = "env", id = "TEST_SECRET_KEY" }}"""
 
 
 @contextmanager
@@ -249,10 +405,13 @@ def _place(
     targets: Mapping[str, str],
     *,
     state: Callable[[str], Path],
+    store: str | None = None,
 ) -> Iterator[Place]:
     shutil.copytree(AGENT, directory / "agents" / "tally")
     sections = [f"[targets.{name}]\n{text}\n" for name, text in targets.items()]
-    text = "\n".join([CONFIG.format(root=directory), *sections])
+    text = "\n".join(
+        [CONFIG.format(store=store or f'url = "file://{directory}/store"'), *sections]
+    )
     (directory / config.FILE_NAME).write_text(text)
     for name, value in {
         config.VARIABLE: str(directory / config.FILE_NAME),
@@ -283,7 +442,7 @@ CONFIG = """\
 agents = "agents"
 
 [store]
-url = "file://{root}/store"
+{store}
 
 [repository]
 key = "${{TEST_REPOSITORY_KEY}}"
@@ -296,7 +455,7 @@ def wait_for_messages(talker: Talker, count: int = 5) -> None:
     wait_until(lambda: len(talker.acknowledged) >= wanted)
 
 
-def wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
+def wait_until(holds: Callable[[], bool], seconds: float = 120) -> None:
     """Return when it holds."""
     deadline = time.monotonic() + seconds
     while not holds():

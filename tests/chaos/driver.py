@@ -21,11 +21,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from prefect import Task
 
 from flows.migrate_agent import migrate_agent
+from lobstertrap import lease
 from lobstertrap.errors import Transient
 from lobstertrap.targets.host import HostTarget
 from lobstertrap.targets.podman import PodmanTarget
@@ -52,6 +54,10 @@ STEPS = (
 """The steps of a migration in the flow's order."""
 
 
+MARK = "mark"
+"""The file that a process makes when it begins the step that it was told."""
+
+
 def main() -> None:
     """Serve requests until the input ends."""
     step.get_run_logger = lambda: log  # type: ignore[assignment]
@@ -69,7 +75,9 @@ def _run(request: dict[str, Any]) -> int:
     try:
         if request.get("suspend"):
             _suspend_before_launch()
-        receipt = _flow(request.get("kill"))(
+        if request.get("machine"):
+            lease._kernel = lambda: request["machine"]
+        receipt = _flow(request.get("kill"), request.get("mark"))(
             request["agent"], request["to"], request["abort"]
         )
         _say({"receipt": receipt})
@@ -92,19 +100,23 @@ def _late(method: Callable[..., None]) -> Callable[..., None]:
     return late
 
 
-def _flow(kill: list[str] | None) -> Callable[..., Any]:
+def _flow(kill: list[str] | None, mark: str | None) -> Callable[..., Any]:
     names = {
-        name: _step(name, value, kill)
+        name: _step(name, value, kill, mark)
         for name, value in migrate_agent.fn.__globals__.items()
         if isinstance(value, Task)
     }
     return rebind(migrate_agent.fn, names)
 
 
-def _step(name: str, task: Task[Any, Any], kill: list[str] | None) -> Any:
+def _step(
+    name: str, task: Task[Any, Any], kill: list[str] | None, mark: str | None
+) -> Any:
     function = rebind(task.fn, SILENT)
 
     def run(*args: Any, **kwargs: Any) -> Any:
+        if mark == name:
+            Path(MARK).touch()
         if kill == [name, "before"]:
             os.kill(os.getpid(), signal.SIGKILL)
         result = _again(function, args, kwargs)

@@ -7,6 +7,7 @@ import random
 import signal
 import threading
 import time
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,9 +16,10 @@ import pytest
 from lobstertrap import config
 from tests.chaos.conftest import Driver, Place, wait_for_messages, wait_until
 from tests.chaos.driver import STEPS
+from tests.fixtures.rounds import dice, rounds, some
 from tests.fixtures.tally import TallyClient
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def there(home: str) -> str:
@@ -25,25 +27,59 @@ def there(home: str) -> str:
     return "server" if home == "laptop" else "laptop"
 
 
+DANGEROUS = ("stop_source", "transfer_state", "launch_destination", "commit_migration")
+
+
+def test_killed_at_a_boundary_the_same_command_moves_it_whole(place: Place) -> None:
+    _kill_after_each(place, some(DANGEROUS, 3, "boundaries"))
+
+
+@pytest.mark.long
 def test_killed_at_every_boundary_the_same_command_moves_it_whole(
     place: Place,
 ) -> None:
-    home = "laptop"
-
-    for step in STEPS:
-        home = _killed_after(place, step, home)
-        place.assert_sound(home)
+    _kill_after_each(place, STEPS)
 
 
 @pytest.mark.podman
 def test_killed_between_podman_engines_the_same_command_moves_it_whole(
     podman_place: Place,
 ) -> None:
-    home = "laptop"
+    _kill_after_each(podman_place, some(DANGEROUS[:3], 2, "between engines"))
 
-    for step in ("stop_source", "transfer_state", "launch_destination"):
-        home = _killed_after(podman_place, step, home)
-        podman_place.assert_sound(home)
+
+@pytest.mark.podman
+@pytest.mark.long
+def test_killed_at_every_boundary_between_podman_engines_it_moves_whole(
+    podman_place: Place,
+) -> None:
+    _kill_after_each(podman_place, STEPS)
+
+
+@pytest.mark.podman
+@pytest.mark.kubernetes
+@pytest.mark.long
+def test_killed_on_the_way_to_a_cluster_the_same_command_moves_it_whole(
+    cluster_place: Place,
+) -> None:
+    _kill_after_each(cluster_place, some(DANGEROUS[:3], 1, "to a cluster"))
+
+
+@pytest.mark.podman
+@pytest.mark.kubernetes
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_killed_at_every_boundary_on_the_way_to_a_cluster_it_moves_whole(
+    cluster_place: Place,
+) -> None:
+    _kill_after_each(cluster_place, STEPS)
+
+
+def _kill_after_each(place: Place, steps: Sequence[str]) -> None:
+    home = "laptop"
+    for step in steps:
+        home = _killed_after(place, step, home)
+        place.assert_sound(home)
 
 
 def _killed_after(place: Place, step: str, home: str) -> str:
@@ -58,15 +94,38 @@ def _killed_after(place: Place, step: str, home: str) -> str:
 
 
 def test_killed_at_any_moment_the_same_command_moves_it_whole(place: Place) -> None:
-    moments, home = random.Random(8), "laptop"  # noqa: S311 - repeatable
+    chance = dice("any moment")
+
+    _kill_at_any_moment(place, [chance] * 3)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "place",
+        pytest.param("podman_place", marks=pytest.mark.podman),
+        pytest.param(
+            "cluster_place", marks=[pytest.mark.podman, pytest.mark.kubernetes]
+        ),
+    ],
+)
+def test_killed_again_and_again_at_any_moment_it_moves_whole(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    _kill_at_any_moment(request.getfixturevalue(kind), rounds(kind, share=0.2))
+
+
+def _kill_at_any_moment(place: Place, chances: Iterable[random.Random]) -> None:
     began = time.monotonic()
-    assert place.driver.migrate("server").status == 0
+    assert place.driver.migrate("server").status == 0, place.driver.errors()
     took = time.monotonic() - began
 
     home = "server"
-    for _ in range(5):
+    for chance in chances:
         wait_for_messages(place.talker)
-        moment = time.monotonic() + moments.uniform(0, took)
+        moment = time.monotonic() + chance.uniform(0, took)
         place.driver.migrate(
             there(home), kill_when=lambda moment=moment: time.monotonic() > moment
         )
@@ -81,9 +140,9 @@ def test_killed_at_any_moment_the_same_command_moves_it_whole(place: Place) -> N
 def test_an_abort_that_is_killed_is_finished_by_the_same_command(
     place: Place,
 ) -> None:
-    moments = random.Random(3)  # noqa: S311 - repeatable
+    moments = dice("a killed abort")
 
-    for step in ("precopy_state", "transfer_state", "launch_destination"):
+    for step in ("transfer_state", "launch_destination"):
         wait_for_messages(place.talker)
         place.driver.migrate("server", kill=(step, "after"))
         journal, epoch = place.record.migration, place.record.epoch
