@@ -14,12 +14,15 @@ from lobstertrap.prefect_plugin import DEPLOYMENTS
 
 ROOT = Path(__file__).parents[2]
 FILE = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+TEAM = yaml.safe_load((ROOT / "deployments/team/prefect.yaml").read_text())
 KEYS = {
     *("name", "flow_name", "entrypoint", "description", "tags", "parameters"),
     *("work_pool", "pull", "schedules", "concurrency_limit"),
 }
 each_deployment = pytest.mark.parametrize(
-    "deployment", FILE["deployments"], ids=lambda d: f"{d['flow_name']}/{d['name']}"
+    "deployment",
+    FILE["deployments"] + TEAM["deployments"],
+    ids=lambda d: f"{d['flow_name']}/{d['name']}",
 )
 
 
@@ -30,7 +33,7 @@ def load_flow(deployment):
 
 
 def test_prefect_yaml_has_no_unknown_key():
-    assert FILE.keys() == {"name", "definitions", "deployments"}
+    assert FILE.keys() == TEAM.keys() == {"name", "definitions", "deployments"}
 
 
 @each_deployment
@@ -91,10 +94,22 @@ def test_a_bare_name_is_known_for_every_flow():
     assert served == DEPLOYMENTS
 
 
+def test_a_team_has_every_flow_in_each_pool_and_one_upkeep():
+    served = sorted((d["flow_name"], d["name"]) for d in TEAM["deployments"])
+    flows = {d["flow_name"] for d in FILE["deployments"]}
+    everywhere = flows - {"maintain-repository", "migrate-fleet"}
+
+    assert all(d["name"] == d["work_pool"]["name"] for d in TEAM["deployments"])
+    assert served == sorted(
+        [(flow, pool) for flow in everywhere for pool in ("cluster", "laptop")]
+        + [("maintain-repository", "cluster"), ("migrate-fleet", "laptop")]
+    )
+
+
 def test_the_pull_step_enters_the_checkout_of_the_machine_where_it_runs():
     assert all(
         d["pull"] == [{"lobstertrap.cli.checkout.enter_checkout": {}}]
-        for d in FILE["deployments"]
+        for d in FILE["deployments"] + TEAM["deployments"]
     )
     assert enter_checkout() == {"directory": str(find_checkout())}
     assert (find_checkout() / "flows" / "migrate_agent.py").is_file()
