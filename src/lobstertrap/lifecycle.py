@@ -150,10 +150,10 @@ def await_healthy(handle: AgentHandle, target_name: str) -> AgentStatus:
 def verify(handle: AgentHandle, target_name: str) -> None:
     """Run the spec's `verify` beside the healthy agent; `Unhealthy` if one fails."""
     rule = handle.spec.verify
-    for command in rule.commands if rule else []:
-        status, said = run_beside(
-            handle, target_name, command, seconds=rule.timeout if rule else 0
-        )
+    if rule is None:
+        return
+    for command in rule.commands:
+        status, said = run_beside(handle, target_name, command, seconds=rule.timeout)
         if status:
             raise Unhealthy(
                 f"agent '{handle.spec.name}' on '{target_name}': {command[0]} ended "
