@@ -54,6 +54,11 @@ class Beside(World):
         self.written += 1
         if self.elder.running:
             self.elder.messages += ((0, self.written),)
+        volume, record = place.volume, self.record()
+        if volume and volume.messages[: len(self.kept)] != self.kept:
+            self.break_promise("what the agent said in its own place is lost")
+        if volume and record and record.adopted and record.adopted.step == "retiring":
+            self.kept = volume.messages
         if place.running and place.volume and place.instance:
             if place.volume.torn:
                 self.break_promise("it runs on a half-restored volume")
