@@ -49,6 +49,19 @@ class Served:
         )
         return done.stdout + done.stderr
 
+    def prefect(self, *arguments: str) -> str:
+        """Run Prefect's own command and return what it said."""
+        done = subprocess.run(
+            [PREFECT, *arguments],
+            env=os.environ | {"PREFECT_API_URL": self.api},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     def ask(self, deployment: str, **parameters: str) -> str:
         """Ask for a run as the UI does; return its id."""
         with self.client() as client:
@@ -61,6 +74,11 @@ class Served:
     def client(self) -> SyncPrefectClient:
         """Return a client of its server."""
         return get_client(sync_client=True)
+
+    def state(self, run_id: object) -> str:
+        """Return the name of the run's state."""
+        with self.client() as client:
+            return str(client.read_flow_run(run_id).state.name)
 
     def wait_for_state(self, run_id: str, seconds: float = 120) -> str:
         """Return the name of the run's final state."""
@@ -83,7 +101,9 @@ def start_serve(
     started = []
 
     def start(*arguments: str) -> subprocess.Popen[str]:
-        command = shared_world.start("serve", "--data-dir", str(data), *arguments)
+        command = shared_world.start(
+            *("serve", "--no-schedules", "--data-dir", str(data)), *arguments
+        )
         started.append(command)
         return command
 
@@ -120,6 +140,9 @@ def ready(command: subprocess.Popen[str]) -> Iterator[Served]:
 @pytest.fixture
 def on_laptop(shared_world, served):
     """Let tally run on `laptop`, whatever the test before did with it."""
+    if shared_world.running() == ["server"]:
+        run = served.ask("migrate-agent/default", to="laptop")
+        assert served.wait_for_state(run) == "Completed"
     if shared_world.running() != ["laptop"]:
         run = served.ask("launch-agent/default", on="laptop")
         assert served.wait_for_state(run) == "Completed"
@@ -169,6 +192,35 @@ def test_a_killed_flow_is_rolled_back_by_its_runner(on_laptop, served):
     assert served.wait_for_state(run) == "Crashed"
     on_laptop.settle_on("laptop")
 
+    served.prefect("flow-run", "retry", run)
+
+    wait_until(lambda: served.state(run) == "Completed", 120)
+    on_laptop.settle_on("server")
+
+
+def test_a_migration_waits_for_an_approval_and_holds_nothing_meanwhile(
+    on_laptop, served
+):
+    run = served.ask("migrate-agent/default", to="server", approval=True)
+    wait_until(lambda: served.state(run) == "Suspended", 120)
+    on_laptop.settle_on("laptop")
+
+    with served.client() as client:
+        client.resume_flow_run(run, run_input={"approve": False, "comment": "not now"})
+
+    assert served.wait_for_state(run) == "Failed"
+    with served.client() as client:
+        assert "not approved: not now" in client.read_flow_run(run).state.message
+    on_laptop.settle_on("laptop")
+
+    run = served.ask("migrate-agent/default", to="server", approval=True)
+    wait_until(lambda: served.state(run) == "Suspended", 120)
+    with served.client() as client:
+        client.resume_flow_run(run, run_input={"approve": True, "comment": ""})
+
+    assert served.wait_for_state(run) == "Completed"
+    on_laptop.settle_on("server")
+
 
 def test_a_second_serve_in_the_same_directory_is_refused(served, start_serve):
     second = start_serve("--port", str(free_port()))
@@ -215,6 +267,14 @@ def test_serve_ends_with_a_reason_when_its_server_dies(start_serve):
 
     assert second.process.returncode == 1
     assert "Prefect's server ended by itself" in said
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.2)
 
 
 def server_of(process: subprocess.Popen[str]) -> int:
