@@ -73,6 +73,7 @@ def _outcome(
         status = session.returncode
     finally:
         session.close()
+        session.sock.shutdown()  # close() leaves it open when the other side was first
     if status is None:
         raise Unavailable(f"{about} the connection to {command[0]} was lost")
     return int(status), str(session.read_all())
