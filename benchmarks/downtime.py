@@ -1,7 +1,7 @@
 """How long an agent is down when it moves, by a client that never stops asking.
 
     python -m benchmarks.downtime WORK_DIRECTORY [--megabytes 10 300 3000] [--rounds 2]
-        [--only migrate restart by-hand]
+        [--only migrate restart by-hand] [--minutes 12]
 
 tally runs on one Podman engine of two on this machine, and a client sends it messages
 as fast as it answers, at most one every 20 ms. Downtime is the time from the last
@@ -11,6 +11,9 @@ after every snapshot 1% of it is overwritten in place.
 migrate: `lobstertrap migrate`, with a Prefect server, through SeaweedFS. restart: the
 same container stopped and started where it is. by-hand: `podman stop`, `volume export |
 zstd | upload`, `download | unzstd | volume import`, start, each as fast as it goes.
+
+What fails is shown and passed over, and after `--minutes` nothing more is begun; the
+table has what there is: medians, and all values in brackets.
 """
 
 from __future__ import annotations
@@ -30,10 +33,12 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any, Self
 
 from lobstertrap.cli.checkout import find_checkout
 from lobstertrap.cli.demo_stage import AGENT, DESTINATION, SOURCE, TOKEN, Stage
+from lobstertrap.errors import LobsterTrapError
 from lobstertrap.lease import read_record
 from lobstertrap.stores.base import ObjectStore
 
@@ -266,12 +271,20 @@ def _archive(stage: Stage, target: str) -> Path:
     return Path(stage.engines[target].run(*name).strip()) / "archive"
 
 
+def load() -> float:
+    """Return how many processes wanted to run in the last minute."""
+    return round(os.getloadavg()[0], 1)
+
+
 WAYS = {"migrate": migrate, "restart": restart, "by-hand": by_hand}
 
 
-def bench(directory: Path, sizes: list[int], ways: list[str], rounds: int) -> list[Row]:
+def bench(
+    directory: Path, sizes: list[int], ways: list[str], rounds: int, minutes: float
+) -> list[Row]:
     """Return the rows of every size and way."""
-    rows = []
+    rows: list[Row] = []
+    until = time.monotonic() + 60 * minutes
     with Stage(directory, "podman") as stage:
         _own_agents(stage)
         program = str(Path(sys.executable).with_name("lobstertrap"))
@@ -283,14 +296,28 @@ def bench(directory: Path, sizes: list[int], ways: list[str], rounds: int) -> li
         for megabytes in sizes:
             with Client() as client:
                 client.ask("POST", "/grow", {"megabytes": megabytes})
-                for way in ways:
-                    for _ in range(1 if way == "by-hand" else rounds):
-                        row = WAYS[way](stage, client, megabytes)
-                        print(json.dumps(asdict(row)), flush=True)
-                        rows.append(row)
-                    if way != "by-hand":
-                        client.check()
+                for number in range(rounds):
+                    for way in ways:
+                        if time.monotonic() > until or (number and way == "by-hand"):
+                            continue
+                        rows += _tried(way, stage, client, megabytes)
+                        if way != "by-hand":
+                            client.check()
     return rows
+
+
+def _tried(way: str, stage: Stage, client: Client, megabytes: int) -> list[Row]:
+    """Return the row of one way, or say why there is none."""
+    try:
+        row = WAYS[way](stage, client, megabytes)
+    except (OSError, subprocess.SubprocessError, LobsterTrapError) as error:
+        print(f"{megabytes} MB, {way}: {error}", file=sys.stderr, flush=True)
+        stage.engines[_home(stage)].run("start", CONTAINER)
+        client.wait()
+        return []
+    row.notes["load"] = load()
+    print(json.dumps(asdict(row)), flush=True)
+    return [row]
 
 
 def _own_agents(stage: Stage) -> None:
@@ -319,19 +346,37 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, nargs="+", default=[10, 300, 3000])
     parser.add_argument("--only", nargs="+", choices=WAYS, default=[*WAYS])
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=30.0)
     for direction in ("put", "get"):
         parser.add_argument(f"--{direction}", action="store_true")
     asked = parser.parse_args()
     if asked.put or asked.get:
         _carry("put" if asked.put else "get")
         return
-    rows = bench(asked.directory, asked.megabytes, asked.only, asked.rounds)
-    print("\n| state | way | downtime | in all |\n|---|---|---|---|")
-    for row in rows:
-        print(
-            f"| {row.megabytes} MB | {row.way} "
-            f"| {row.downtime:.2f} s | {row.seconds:.1f} s |"
-        )
+    rows = bench(
+        asked.directory, asked.megabytes, asked.only, asked.rounds, asked.minutes
+    )
+    print(table(rows))
+
+
+def table(rows: list[Row]) -> str:
+    """Return a line for each size: the downtimes of every way, and the load."""
+    ways = [way for way in WAYS if any(row.way == way for row in rows)]
+    lines = [f"| state | {' | '.join(ways)} | load |", "|---" * (len(ways) + 2) + "|"]
+    for size in sorted({row.megabytes for row in rows}):
+        of_size = [row for row in rows if row.megabytes == size]
+        cells = [_cell([r.downtime for r in of_size if r.way == way]) for way in ways]
+        loads = sorted(row.notes["load"] for row in of_size)
+        busy = f"{loads[0]:.0f} to {loads[-1]:.0f}"
+        lines.append(f"| {size} MB | {' | '.join(cells)} | {busy} |")
+    return "\n".join(lines)
+
+
+def _cell(seconds: list[float]) -> str:
+    if not seconds:
+        return ""
+    each = ", ".join(f"{value:.1f}" for value in sorted(seconds))
+    return f"**{median(seconds):.1f} s** ({each})"
 
 
 if __name__ == "__main__":

@@ -250,14 +250,15 @@ def take_snapshot(
     consistency: Consistency,
     purpose: str = "asked for",
     check: Callable[[], None] = lambda: None,
+    current: bool = True,
     sources: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Take a snapshot of the agent's volumes beside them; returns the mover's result.
 
     With "stopped" the agent must not run: `Refused` otherwise. `purpose` is kept as a
-    tag: "asked for", "pre-copy", "migration", "before-restore" or "before-removal".
-    `check` is called when the mover is done, before the snapshot becomes the agent's
-    last one.
+    tag: "asked for", "pre-copy", "migration", "rolled-back", "before-restore" or
+    "before-removal". `check` is called when the mover is done, before the snapshot
+    becomes the agent's last one; without `current` it does not.
     """
     target = handle.target(target_name)
     if consistency == "stopped" and target.status(handle.spec).phase == "running":
@@ -274,7 +275,8 @@ def take_snapshot(
     label = f"snapshot {handle.spec.name} on {target_name}"
     result = target.run_mover(handle.spec, job, _watch(handle, label))
     check()
-    handle.lease.update(lambda record: replace(record, snapshot=result["snapshot"]))
+    if current:
+        handle.lease.update(lambda record: replace(record, snapshot=result["snapshot"]))
     return result
 
 

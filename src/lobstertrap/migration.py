@@ -310,7 +310,8 @@ def rollback(handle: AgentHandle) -> str | None:
 
     Returns the source's name, or None when no migration is open. The destination is
     proven stopped first if it may ever have been launched; if that cannot be proven,
-    raises what stood in the way and changes nothing more.
+    raises what stood in the way and changes nothing more. What it wrote since is kept
+    in a snapshot, which is not the agent's last one.
     """
     found = handle.record().migration
     if found is None:
@@ -321,6 +322,8 @@ def rollback(handle: AgentHandle) -> str | None:
     restart = journal.was_running and found.step != "staging"
     if restart:
         _restart_source(handle, journal.source)
+    if journal.launched:
+        _keep_what_was_written(handle, journal.destination)
     handle.lease.update(
         lambda now: (
             now  # done before, by a write whose answer was lost
@@ -350,6 +353,35 @@ def _move(
         ended=handle.now(),
         epoch=record.epoch,
     )
+
+
+def _keep_what_was_written(handle: AgentHandle, destination: str) -> None:
+    """Snapshot a destination that may have accepted what is nowhere else.
+
+    That it cannot be done does not hold up the rollback: the volumes stay there.
+    """
+    if handle.target(destination).status(handle.spec).phase == "absent":
+        return  # nothing ran
+    try:
+        kept = lifecycle.take_snapshot(
+            handle,
+            destination,
+            consistency="stopped",
+            purpose="rolled-back",
+            current=False,
+        )
+    except LobsterTrapError as error:
+        log.warning(
+            "what the agent wrote on '%s' is only in its volumes there: %s",
+            destination,
+            error,
+        )
+    else:
+        log.warning(
+            "what the agent wrote on '%s' is in snapshot %s",
+            destination,
+            kept["snapshot"][:8],
+        )
 
 
 def _restart_source(handle: AgentHandle, source: str) -> None:

@@ -55,6 +55,11 @@ class Odd(FencedTarget):
 
     def run_mover(self, *args: Any) -> dict[str, Any]:
         """Move."""
+        if (
+            "mover" in self.odd
+            and args[1].request.get("tags", {}).get("purpose") == "rolled-back"
+        ):
+            raise self.odd["mover"]
         return super(Odd, self).run_mover(*args) | self.odd.get("result", {})
 
 
@@ -242,6 +247,51 @@ def test_a_rollback_leaves_the_destinations_volume_and_bars_its_epoch(
     assert server.instance is None
     with pytest.raises(Refused, match="too late"):
         see(Process(world), "server")._launch(epoch)
+
+
+def test_what_a_destination_wrote_is_in_a_snapshot_that_is_not_the_agents_last(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    handle = opened(world, "launch")
+    written = world.written
+    handle.record()  # it writes a message after every effect
+    last = world.record().snapshot
+
+    migration.rollback(handle)
+
+    accepted = world.places["server"].volume
+    assert accepted
+    assert world.written > written
+    (kept,) = [s for s, held in world.snapshots.items() if held == accepted.messages]
+    assert kept != last
+    assert world.record().snapshot == last
+    assert f"'server' is in snapshot {kept[:8]}" in caplog.text
+    assert world.places["laptop"].running
+
+
+def test_a_snapshot_that_cannot_be_taken_does_not_hold_up_a_rollback(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    handle = opened(world, "launch", server={"mover": NoSpace("the store is full")})
+
+    assert migration.rollback(handle) == "laptop"
+    assert world.places["laptop"].running
+    assert world.record().migration is None
+    assert "only in its volumes there: the store is full" in caplog.text
+
+
+def test_a_destination_where_nothing_ever_ran_has_written_nothing(
+    world: World,
+) -> None:
+    handle = opened(world, "transfer")
+    world.places["server"].mover = "somebody's"
+    with pytest.raises(Refused, match="a mover is at work"):
+        migration.launch(handle)
+    before = {*world.snapshots}
+
+    migration.rollback(handle)
+
+    assert {*world.snapshots} == before
 
 
 def test_rolling_back_nothing_does_nothing(world: World) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as some
 
 from lobstertrap.errors import InvalidInput
 from lobstertrap.repository.retention import RetentionPolicy, decide
-from tests.fixtures.repositories import DAY, made_up
+from tests.fixtures.repositories import DAY, made_up, repository
 
 HOUR = 3600.0
 NOON = datetime(2026, 3, 10, 12, tzinfo=UTC).timestamp()
@@ -176,3 +176,16 @@ def test_a_more_generous_policy_keeps_at_least_as_much(
     extra = sum(count for name, count in policy.items() if name != "within")
     old = [d for d in few if d.kept and d.snapshot.created_at < NOON - policy["within"]]
     assert len(old) <= min(extra, len(counted)) + 2
+
+
+def test_the_latest_is_not_what_an_abandoned_destination_wrote() -> None:
+    _, repo = repository()
+    home = made_up(1.0)
+    away = made_up(2.0, tags={"purpose": "rolled-back"})
+    for snapshot in (home, away):
+        repo.put_snapshot(snapshot)
+
+    assert repo.find("latest", "ada").id == home.id
+    assert repo.find(away.id, "ada").id == away.id
+    repo.delete_snapshot(home)
+    assert repo.find("latest", "ada").id == away.id

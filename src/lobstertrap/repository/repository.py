@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,7 @@ from lobstertrap.repository.format import (
     pack_key,
 )
 from lobstertrap.repository.index import Index, IndexTable
+from lobstertrap.repository.retention import ROLLED_BACK
 from lobstertrap.repository.slots import Config, ScryptCost, make_slot, parse_config
 from lobstertrap.repository.snapshot import Snapshot, SnapshotName, decode_snapshot
 from lobstertrap.repository.writer import BlobWriter
@@ -163,14 +164,16 @@ class Repository:
     def find(self, prefix: str, agent: str | None = None) -> Snapshot:
         """Return the snapshot `latest`, or the one whose id starts with `prefix`.
 
-        Raises `NotFound`, and `InvalidInput` for one that is too short or ambiguous.
+        The latest is never one of a destination that was rolled back, unless there are
+        no others. Raises `NotFound`, and `InvalidInput` for a prefix that is too short
+        or ambiguous.
         """
         names = self.snapshot_names(agent)
         whose = f" of agent '{agent}'" if agent else ""
         if prefix == "latest":
             if not names:
                 raise NotFound(f"no snapshot{whose}", hint="take one first")
-            return self.read_snapshot(names[-1])
+            return self._latest(names)
         if len(prefix) < _MIN_PREFIX:
             raise InvalidInput(
                 f"snapshot id '{prefix}' is too short",
@@ -188,6 +191,11 @@ class Repository:
                 hint="give more digits",
             )
         return self.read_snapshot(found[0])
+
+    def _latest(self, names: Sequence[SnapshotName]) -> Snapshot:
+        found = map(self.read_snapshot, reversed(names))
+        own = (one for one in found if one.tags.get("purpose") != ROLLED_BACK)
+        return next(own, None) or self.read_snapshot(names[-1])
 
     def snapshot_names(self, agent: str | None = None) -> list[SnapshotName]:
         """Return what names say, oldest first, without reading a manifest."""

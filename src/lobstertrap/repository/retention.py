@@ -12,6 +12,9 @@ from lobstertrap.repository.snapshot import Snapshot
 PRE_COPY = "pre-copy"
 """The purpose of a snapshot that only makes a migration short."""
 
+ROLLED_BACK = "rolled-back"
+"""The purpose of a snapshot of what an abandoned destination wrote."""
+
 _Bucket = Callable[[datetime], tuple[int, ...]]
 _BUCKETS: tuple[tuple[str, _Bucket], ...] = (
     ("hourly", lambda t: (t.year, t.month, t.day, t.hour)),
