@@ -13,8 +13,8 @@ import yaml
 from lobstertrap.adopt import Found, Mount, draft, to_yaml
 from lobstertrap.adopt.found import slug, with_names_apart
 from lobstertrap.adopt.host import HostOriginals
-from lobstertrap.adopt.kubernetes import describe as describe_deployment
-from lobstertrap.adopt.podman import describe as describe_container
+from lobstertrap.adopt.kubernetes_shape import describe as describe_deployment
+from lobstertrap.adopt.podman_shape import describe as describe_container
 from lobstertrap.adopt.secrecy import looks_secret
 from lobstertrap.agent import AgentSpec, load_agent
 from lobstertrap.errors import InvalidInput, Refused
@@ -337,8 +337,10 @@ def test_arguments_without_a_command_are_refused():
     deployment = yaml.safe_load(yaml.safe_dump(CLAW))
     deployment["spec"]["template"]["spec"]["containers"] = [container]
 
+    found = describe(deployment)  # it is listed, beside those that can be adopted
+
     with pytest.raises(Refused, match="a program that only its image knows"):
-        describe(deployment)
+        draft(found, "ada")
 
 
 def test_a_secret_given_as_a_whole_is_taken_key_by_key():

@@ -48,6 +48,11 @@ def draft(found: Found, name: str, *, keep_in: KeepIn = "target") -> Draft:
     Raises `Refused` when the original's command line holds what looks like a secret,
     and `InvalidInput` when it cannot be said in a spec at all.
     """
+    if found.obstacle:
+        raise Refused(
+            f"{found.original} cannot be said in an agent.yaml: {found.obstacle}",
+            hint="write the agent.yaml by hand, see docs/agents.md",
+        )
     _refuse_secret_words(found)
     _refuse_placeholders(found)
     env, secrets, warnings = _environment(found)

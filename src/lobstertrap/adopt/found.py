@@ -65,6 +65,8 @@ class Found:
     tmpfs: tuple[str, ...] = ()
     stop_seconds: float | None = None
     is_openclaw: bool = False
+    obstacle: str = ""
+    """Why no spec can be made of it, in words."""
     warnings: tuple[str, ...] = ()
     """What a spec cannot carry over, in words."""
 
