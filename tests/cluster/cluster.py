@@ -40,6 +40,9 @@ class ClusterError(Exception):
 class Cluster:
     """One running cluster, found by its directory."""
 
+    operator = "operator"
+    """Who has our Role in the namespaces of tests, and nothing else."""
+
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
 
@@ -109,6 +112,9 @@ class Cluster:
     def get(self, *arguments: str) -> Any:
         """Return what `kubectl get` finds, as JSON."""
         return json.loads(self.kubectl("get", *arguments, "-o", "json"))
+
+    def require_own(self) -> None:
+        """Do nothing: this cluster is ours, and its node may be treated badly."""
 
     def pause(self, part: str) -> None:
         """Let a part (`kubelet`, `kube-apiserver`) answer nobody until `resume`."""

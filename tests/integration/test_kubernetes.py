@@ -8,7 +8,14 @@ import time
 import pytest
 
 from lobstertrap.agent import AgentSpec, load_agent
-from lobstertrap.errors import AccessDenied, InvalidInput, NotFound, Refused
+from lobstertrap.cli.demo_cluster import DemoCluster, Wanted
+from lobstertrap.errors import (
+    AccessDenied,
+    InvalidInput,
+    NotFound,
+    Refused,
+    Unavailable,
+)
 from lobstertrap.redaction import SecretValue
 from lobstertrap.secret_ref import SecretRef
 from lobstertrap.targets import kubernetes_spec as spec
@@ -122,7 +129,7 @@ def test_a_running_agent_is_snapshotted_beside_itself(place, namespace, agent):
     assert seen
     for value in (place.store.secret_key.reveal(), "a passphrase for tests"):
         assert value not in "".join(seen)
-    assert namespace.kubectl("get", "pods", "-l", spec.MOVER, "-o", "name") == ""
+    namespace.kubectl("wait", "--for=delete", "pod", "-l", spec.MOVER, "--timeout=60s")
     secrets = namespace.kubectl("get", "secrets", "-o", "name")
     assert "mover" not in secrets
     assert tally.say("after") == 2
@@ -228,6 +235,31 @@ def test_a_namespace_that_is_missing_is_made_if_that_is_allowed(
     cluster.kubectl("delete", "namespace", name, "--wait=false")
 
 
+def test_a_namespace_of_somebody_else_is_never_the_demos(
+    namespace, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("KUBECONFIG", str(namespace.cluster.kubeconfig))
+    context = namespace.cluster.kubectl("config", "current-context").strip()
+    wanted = Wanted(context=context, namespace=namespace.name)
+
+    with (
+        pytest.raises(Refused, match="not this demo's"),
+        DemoCluster(wanted, tmp_path).opened("http://127.0.0.1:1"),
+    ):
+        pytest.fail("opened")
+
+    assert namespace.get("namespace", namespace.name)["status"]["phase"] == "Active"
+
+
+def test_a_store_that_pods_do_not_reach_is_named(namespace, agent):
+    address = f"{namespace.cluster.gateway}:1"
+
+    with pytest.raises(Unavailable, match=r"its pods do not reach .*refused"):
+        namespace.open().check_network(agent, address)
+
+    assert "probe" not in namespace.kubectl("get", "pods", "-o", "name")
+
+
 def test_two_namespaces_are_two_places_and_two_names_are_one(namespace, new_namespace):
     here = namespace.open("one").inspect()
 
@@ -256,6 +288,26 @@ def test_the_printed_manifests_are_what_the_cluster_accepts(namespace, agent):
         told = namespace.kubectl("apply", "--dry-run=server", "-f", "-", stdin=manifest)
         assert "server dry run" in told
     assert TOKEN not in json.dumps(target.manifests(agent, image=image))
+
+
+def test_what_somebody_else_has_changed_is_named_until_the_next_launch(
+    namespace, agent
+):
+    target = namespace.open()
+    launch(target, agent)
+    assert ready(target, agent).detail == ""
+    change = '{"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 3}}}}'
+
+    namespace.kubectl(
+        *("patch", "statefulset", spec.object_name(agent), "--type=merge"),
+        *("--field-manager=somebody", "-p", change),
+    )
+
+    field = "spec.template.spec.terminationGracePeriodSeconds"
+    assert f"somebody has changed {field}" in target.status(agent).detail
+    target.stop(agent)
+    launch(target, agent, epoch=2)
+    assert "somebody" not in target.status(agent).detail
 
 
 def test_a_launch_suspended_before_its_last_step_is_fenced_off(namespace, agent):

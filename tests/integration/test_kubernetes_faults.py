@@ -44,6 +44,7 @@ def place(namespace: Namespace, pod_store) -> Place:
 
 @pytest.fixture
 def cordoned(cluster) -> Iterator[Callable[[], None]]:
+    cluster.require_own()
     yield lambda: cluster.kubectl("cordon", NODE)
     cluster.kubectl("uncordon", NODE)
 
@@ -196,35 +197,68 @@ class Once:
             self.act()
 
 
+def kill_mover(namespace: Namespace, agent: AgentSpec) -> Once:
+    """Return what deletes the mover's pod by force, once."""
+    name = spec.mover_name(agent)
+    return Once(
+        lambda: namespace.kubectl("delete", "pod", name, "--grace-period=0", "--force")
+    )
+
+
+def tried_again(action: Callable[[], Any]) -> tuple[Any, list[LobsterTrapError]]:
+    """Return what the step gives in the end, and how it failed before."""
+    failures: list[LobsterTrapError] = []
+
+    def step() -> Any:
+        try:
+            return action()
+        except LobsterTrapError as error:
+            failures.append(error)
+            raise
+
+    return run_until_it_works(step), failures
+
+
 @pytest.mark.slow
-def test_a_mover_that_is_killed_in_the_middle_is_tried_again_and_ends_right(
+def test_a_restore_that_is_killed_in_the_middle_is_tried_again_and_ends_right(
     place, namespace, agent, gate_to_s3
 ):
     target = namespace.open()
     taken = grown(place, target, agent)
     target.remove(agent, volumes=True)
-    kill = Once(
-        lambda: namespace.kubectl(
-            "delete", "pod", spec.mover_name(agent), "--grace-period=0", "--force"
-        )
-    )
+    kill = kill_mover(namespace, agent)
     job = mover_job(place, agent, "restore", snapshot=taken, delete_extra=True)
-    failures: list[LobsterTrapError] = []
-
-    def step() -> Any:
-        try:
-            return target.run_mover(agent, job, kill)
-        except LobsterTrapError as error:
-            failures.append(error)
-            raise
 
     with gate_to_s3.slow():
-        assert run_until_it_works(step)["verified"]
-    assert kill.done
+        result, failures = tried_again(lambda: target.run_mover(agent, job, kill))
+
+    assert result["verified"]
     assert [type(error) for error in failures] == [Unavailable]
     assert "gone" in failures[0].message
     launch(target, agent, epoch=2)
     assert client(target, agent).say("goes on") == 1
+
+
+@pytest.mark.slow
+def test_a_snapshot_that_is_killed_in_the_middle_is_tried_again_and_ends_right(
+    place, namespace, agent, gate_to_s3
+):
+    target = namespace.open()
+    before = grown(place, target, agent)
+    launch(target, agent, epoch=2)
+    client(target, agent).post("/grow", {"megabytes": 80})
+    target.stop(agent)
+    kill = kill_mover(namespace, agent)
+    job = mover_job(place, agent, "snapshot", consistency="stopped", tags={})
+
+    with gate_to_s3.slow():
+        taken, failures = tried_again(lambda: target.run_mover(agent, job, kill))
+
+    assert [type(error) for error in failures] == [Unavailable]
+    assert taken["snapshot"] != before
+    back = restore(place, target, agent, taken["snapshot"])
+    assert back["tree_digest"] == taken["tree_digest"]
+    assert back["bytes_written"] == 0  # it is what the volume holds
 
 
 @pytest.mark.slow

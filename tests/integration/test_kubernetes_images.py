@@ -35,6 +35,7 @@ def agent() -> AgentSpec:
 @pytest.fixture
 def arm_node(cluster) -> Iterator[str]:
     """Register a node with another processor; nothing ever answers there."""
+    cluster.require_own()
     name = "an-arm"
     labels = {"kubernetes.io/arch": "arm64", "kubernetes.io/os": "linux"}
     node = {
@@ -123,6 +124,7 @@ def test_inside_of_a_cluster_the_pods_own_account_is_used(
     namespace: Namespace, tmp_path: Path
 ) -> None:
     """As the ServiceAccount that deployments/kubernetes ships, with its rights."""
+    namespace.cluster.require_own()
     account = tmp_path / "account"
     account.mkdir()
     token = namespace.kubectl("create", "token", "lobstertrap")
