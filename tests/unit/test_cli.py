@@ -493,3 +493,18 @@ def test_no_secret_is_ever_printed(tally, capsys):
     out, err = capsys.readouterr()
     assert TOKEN not in out + err
     assert "correct horse" not in out + err
+
+
+def test_an_agent_whose_bucket_was_lost_is_reclaimed(tally, capsys):
+    run(["stop", "tally"])
+    (record,) = (tally / "store").rglob("record.json")
+    record.unlink()
+    capsys.readouterr()
+
+    assert run(["remove", "tally", "--on", "desk", "--volumes", "--yes"]) == 3
+    assert "lobstertrap reclaim tally --on TARGET" in capsys.readouterr().err
+    assert run(["reclaim", "tally", "--on", "desk"]) == 2  # nobody can be asked
+    assert run(["reclaim", "tally", "--on", "desk", "--yes", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said == {"agent": "tally", "target": "desk", "state": "stopped", "epoch": 1}
+    assert run(["remove", "tally"]) == 0
