@@ -100,6 +100,41 @@ def test_a_secret_is_referred_to_and_its_value_is_nowhere(agent):
     assert spec.secret_key("KEY", "models") == ("models", "KEY")
 
 
+def test_a_secret_that_is_a_file_is_mounted_and_not_in_the_environment(agent):
+    agent = agent.model_copy(
+        update={"secret_files": {"TALLY_TOKEN": "/run/secrets/tally/token"}}
+    )
+    pod = pod_of(agent)
+    container = pod["containers"][0]
+    env = {entry["name"]: entry for entry in container["env"]}
+    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+
+    mount = mounts["/run/secrets/tally/token"]
+    secret = volumes[mount["name"]]["secret"]
+    assert "TALLY_TOKEN" not in env
+    assert env["TALLY_TOKEN_FILE"]["value"] == "/run/secrets/tally/token"
+    assert (mount["readOnly"], mount["subPath"]) == (True, "value")
+    assert secret["secretName"] == "lobstertrap-tally.secrets"
+    assert secret["items"] == [{"key": "TALLY_TOKEN", "path": "value"}]
+
+
+def test_the_marks_of_secrets_are_found_again(agent):
+    marks = {"TALLY_TOKEN": "0f0f"}
+    found = spec.stateful_set(
+        agent,
+        SETTINGS,
+        epoch=1,
+        image="x",
+        replicas=1,
+        prepare_image=None,
+        secrets=marks,
+    )
+
+    assert kubernetes_status.marks_of(found) == marks
+    assert kubernetes_status.marks_of(None) == {}
+
+
 def test_an_agent_that_runs_as_root_is_refused_unless_the_target_names_a_user(agent):
     root = agent.model_copy(update={"security": Security(user=0, group=0)})
 
