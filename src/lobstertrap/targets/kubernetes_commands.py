@@ -13,6 +13,8 @@ from lobstertrap.errors import AccessDenied, LobsterTrapError, TimedOut, Unavail
 from lobstertrap.targets.kubernetes_api import KubernetesApi
 from lobstertrap.targets.kubernetes_rights import is_allowed
 
+_ENDED = 3  # the channel on which the API server says how the command ended
+
 RIGHTS = ("get", "create")
 """The verbs on `pods/exec`: API servers ask for either, by their version."""
 
@@ -63,6 +65,9 @@ def execute(
 def _outcome(
     session: Any, command: Sequence[str], seconds: float, about: str
 ) -> tuple[int, str]:
+    from websocket import WebSocketException  # noqa: PLC0415 - comes with the client
+
+    lost = Unavailable(f"{about} the connection to {command[0]} was lost")
     try:
         session.run_forever(timeout=seconds)
         if session.is_open():
@@ -70,13 +75,14 @@ def _outcome(
                 f"{about} {command[0]} did not end within {seconds:g} s",
                 hint="give it more time: its timeout in the agent's agent.yaml",
             )
-        status = session.returncode
+        if not session.peek_channel(_ENDED):
+            raise lost
+        return int(session.returncode), str(session.read_all())
+    except (WebSocketException, OSError) as error:
+        raise lost from error
     finally:
         session.close()
         session.sock.shutdown()  # close() leaves it open when the other side was first
-    if status is None:
-        raise Unavailable(f"{about} the connection to {command[0]} was lost")
-    return int(status), str(session.read_all())
 
 
 def _error(about: str, said: str) -> LobsterTrapError:
