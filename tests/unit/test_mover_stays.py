@@ -155,7 +155,7 @@ def test_a_lock_is_the_movers_while_it_moves_and_nobodys_after(
     seen = []
     for _ in range(2):
         with (tmp_path / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
             def look(_: job.Progress, lock: Any = lock) -> None:
                 lock.close()  # as the kernel does for one that is killed
