@@ -24,7 +24,9 @@ _COLUMNS = {
 def publish_agents(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the rows and show them."""
     table = [
-        {title: _cell(row[name]) for name, title in _COLUMNS.items()} for row in rows
+        {title: _cell(row[name]) for name, title in _COLUMNS.items()}
+        | {"last snapshot": (row["snapshot"] or "")[:8]}
+        for row in rows
     ]
     drifted = sum(bool(row["drift"]) for row in rows)
     show_table("agents", table, f"{len(rows)} agents, {drifted} not where they should")
@@ -34,6 +36,4 @@ def publish_agents(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _cell(value: Any) -> Any:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, str) and len(value) == 64:  # noqa: PLR2004 - an id
-        return value[:8]
     return "" if value is None else value
