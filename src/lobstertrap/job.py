@@ -9,7 +9,7 @@ or `error` line. docs/migration.md has the fields.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -99,8 +99,17 @@ def error_line(error: errors.LobsterTrapError) -> str:
 def read_events(lines: Iterable[str], on_progress: OnProgress) -> dict[str, Any]:
     """Pass progress on and return the result; raise what the mover raised.
 
-    Raises `Unavailable` when the lines end without a result: the mover was killed.
+    Raises `Unavailable` when the lines end without a result: the mover was killed. A
+    generator is closed, and with it the connection that it reads.
     """
+    try:
+        return _read_events(lines, on_progress)
+    finally:
+        if isinstance(lines, Generator):
+            lines.close()
+
+
+def _read_events(lines: Iterable[str], on_progress: OnProgress) -> dict[str, Any]:
     noise: list[str] = []
     for line in lines:
         if not line.strip():

@@ -79,7 +79,7 @@ class World:
 
     def settle_on(self, target: str) -> None:
         """Wait until no migration is open and nobody holds tally, which runs there."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while self.record.migration is not None or self.record.operation is not None:
             assert time.monotonic() < deadline, self.record
             time.sleep(0.1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import time
 import weakref
@@ -314,8 +315,10 @@ def _load(target: str, access: Access) -> Any:
         if access.in_cluster:
             loader.load_incluster_config(client_configuration=configuration)
         else:
+            # The client itself reads the variable only once, when it is imported.
+            file = access.kubeconfig or os.environ.get("KUBECONFIG")
             loader.load_kube_config(
-                config_file=str(access.kubeconfig) if access.kubeconfig else None,
+                config_file=str(file) if file else None,
                 context=access.context,
                 client_configuration=configuration,
                 persist_config=False,
