@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.text import Text
 
 PICTURE = Path(__file__).resolve().parent.parent / "docs/images/migration.svg"
-WIDTH = 100
+WIDTH = 116
 COMMANDS = (
     "lobstertrap status",
     "lobstertrap migrate hello --to server --dry-run",
@@ -30,6 +30,7 @@ COMMANDS = (
     "lobstertrap history hello",
 )
 SECOND = '\n[targets.server]\nkind = "host"\nroot = "~/server"\n'
+_FONTS = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
 _PODMAN = re.compile(r"\n\[targets\.laptop\].*?\n\n", re.DOTALL)
 
 
@@ -54,7 +55,8 @@ def main() -> None:
                 console.print(Text.from_ansi(said), soft_wrap=True)
         finally:
             run("lobstertrap stop hello", home, environment)
-    console.save_svg(str(PICTURE), title="an agent moves")
+    picture = console.export_svg(title="an agent moves")
+    PICTURE.write_text(_FONTS.sub("", picture))  # which would be asked of the network
     print(PICTURE)
 
 
