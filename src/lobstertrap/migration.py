@@ -360,9 +360,9 @@ def _keep_what_was_written(handle: AgentHandle, destination: str) -> None:
 
     That it cannot be done does not hold up the rollback: the volumes stay there.
     """
-    if handle.target(destination).status(handle.spec).phase == "absent":
-        return  # nothing ran
     try:
+        if handle.target(destination).status(handle.spec).phase == "absent":
+            return  # nothing ran
         kept = lifecycle.take_snapshot(
             handle,
             destination,
