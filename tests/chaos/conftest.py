@@ -158,7 +158,7 @@ class Driver:
         assert self._process.stdin
         assert self._process.stdout
         self._process.kill()
-        self._process.wait(20)
+        self._process.wait(120)
         for stream in (self._process.stdin, self._process.stdout, self.log):
             stream.close()
 

@@ -66,7 +66,7 @@ def race(contender: Callable[[int], object], *, contenders: int = 12) -> Counter
     barrier = threading.Barrier(contenders)
 
     def run(number: int) -> str:
-        barrier.wait(30)
+        barrier.wait(120)
         try:
             contender(number)
         except Conflict:

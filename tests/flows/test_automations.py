@@ -83,7 +83,7 @@ def send(client, event: str, resource: str, **payload: object) -> None:
 
 
 def wait_until(condition) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 300
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError

@@ -19,6 +19,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 
 from lobstertrap.cli.checkout import find_checkout
+from tests.fixtures.ports import free_port
 
 pytestmark = [
     pytest.mark.prefect,
@@ -147,12 +148,6 @@ def on_laptop(shared_world, served):
         run = served.ask("launch-agent/default", on="laptop")
         assert served.wait_for_state(run) == "Completed"
     return shared_world
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_the_bare_command_migrates_an_agent(on_laptop, served):

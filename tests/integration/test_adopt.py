@@ -253,7 +253,7 @@ def test_a_migration_takes_the_adopted_state_along(bench, podman_server):
 def transcript(tally: TallyClient) -> list[dict]:
     import http.client  # noqa: PLC0415 - one line per message, so it is no JSON
 
-    server = http.client.HTTPConnection(tally.address, timeout=30)
+    server = http.client.HTTPConnection(tally.address, timeout=120)
     try:
         server.request("GET", "/transcript")
         text = server.getresponse().read().decode()

@@ -335,7 +335,7 @@ def test_the_search_finds_what_is_planted(tmp_path: Path) -> None:
     shows = {**os.environ, "ANY": value}
 
     with subprocess.Popen(waiting, stdin=subprocess.PIPE, env=shows) as process:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not watch.environments and time.monotonic() < deadline:
             watch.look()
         process.kill()

@@ -435,4 +435,4 @@ def test_a_host_that_ssh_cannot_reach_is_unavailable_at_once(agent):
     with pytest.raises(Unavailable, match="no ssh connection"):
         gone.status(agent)
 
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60

@@ -308,7 +308,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
     assert "Exit codes: 0 done, 1 failed, 2 wrong usage" in done.stdout
     modules, seconds = done.stdout.splitlines()[-1].rsplit(maxsplit=1)
     assert modules == "[]"
-    assert float(seconds) < 3  # 0.2 on a quiet machine; the imports are the real guard
+    assert float(seconds) < 20  # 0.2 on a quiet machine; the imports are the real guard
 
 
 @pytest.mark.parametrize(

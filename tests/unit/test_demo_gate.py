@@ -23,12 +23,12 @@ def test_what_is_said_to_the_gate_is_heard_behind_it_and_answered():
         answering.start()
         with Gate("127.0.0.1", behind.getsockname()[1]) as gate:
             host, _, port = gate.address.rpartition(":")
-            with socket.create_connection((host, int(port)), timeout=30) as said:
+            with socket.create_connection((host, int(port)), timeout=120) as said:
                 said.sendall(b"lobster")
                 heard = said.recv(64)
             answering.join()
         with pytest.raises(OSError, match="refused"):
-            socket.create_connection((host, int(port)), timeout=30)
+            socket.create_connection((host, int(port)), timeout=120)
 
     assert heard == b"LOBSTER"
 

@@ -234,7 +234,7 @@ def counters(target: HostTarget, spec: AgentSpec) -> list[str]:
 
 
 def wait_until_counting(target: HostTarget, spec: AgentSpec) -> None:
-    before, deadline = counters(target, spec), time.monotonic() + 20
+    before, deadline = counters(target, spec), time.monotonic() + 120
     while len(before) < 2 or any(map(str.__eq__, before, counters(target, spec))):
         assert time.monotonic() < deadline, "it does not go on"
         time.sleep(0.05)

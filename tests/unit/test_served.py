@@ -48,7 +48,7 @@ def test_a_serve_that_runs_is_found_and_ended(running, tmp_path):
 
     assert found == ended
     assert (found.pid, found.api) == (running.pid, "http://127.0.0.1:1/api")
-    assert running.wait(30) == 0
+    assert running.wait(120) == 0
     assert served.find(tmp_path) is None
     assert served.stop(tmp_path) is None
 

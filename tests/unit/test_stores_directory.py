@@ -111,7 +111,7 @@ def test_a_killed_writer_leaves_the_old_or_the_new_object(
     start = time.monotonic()
     another.put("key", b"next", if_match=another.head("key").etag)
 
-    assert time.monotonic() - start < 10, "the dead writer's lock is still held"
+    assert time.monotonic() - start < 60, "the dead writer's lock is still held"
     assert files(tmp_path / "store") == ["key", "~lock"]
 
 

@@ -178,7 +178,7 @@ def test_it_gives_up_when_the_time_is_over(once, server):
     start = time.monotonic()
     with pytest.raises(Unavailable):
         store.get("key")
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60
 
 
 def test_a_server_that_is_not_there_is_unavailable(server):

@@ -16,12 +16,8 @@ from typing import Any
 import pytest
 
 from lobstertrap.agent import load_agent
+from tests.fixtures.ports import free_port
 from tests.fixtures.tally import AGENT, TOKEN, Answered, TallyClient, entries, rows
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 @contextmanager
@@ -61,7 +57,7 @@ def texts(state: Path) -> list[str]:
 
 def stopped(process: subprocess.Popen[str]) -> int:
     process.terminate()
-    return process.wait(30)
+    return process.wait(120)
 
 
 def test_it_answers_with_the_number_the_epoch_and_the_host(tmp_path: Path) -> None:
@@ -97,7 +93,7 @@ def test_a_stop_leaves_the_write_ahead_log_to_be_carried(tmp_path: Path) -> None
 
 def test_without_its_secret_it_says_so_and_ends_with_78(tmp_path: Path) -> None:
     with spawned(tmp_path, {}) as process:
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=120)
 
     assert process.returncode == 78
     assert "TALLY_TOKEN is not set" in output
@@ -110,7 +106,7 @@ def test_a_taken_port_is_one_clear_line_and_leaves_the_state_alone(
         port = str(server.getsockname()[1])
         environ = {"TALLY_TOKEN": TOKEN, "TALLY_PORT": port}
         with spawned(tmp_path, environ) as process:
-            output, _ = process.communicate(timeout=30)
+            output, _ = process.communicate(timeout=120)
 
     assert process.returncode == 1
     assert output.startswith(f"tally: cannot start on 127.0.0.1:{port}")
@@ -152,7 +148,7 @@ def test_a_stop_finishes_the_message_in_hand(tmp_path: Path) -> None:
         slow.start()
         time.sleep(0.4)
         code = stopped(process)
-        slow.join(20)
+        slow.join(120)
 
     assert code == 0
     assert answers[0]["sequence"] == 1
@@ -164,7 +160,7 @@ def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
         agent.post("/write", {"interval_ms": 1})
         acknowledged = [agent.say(f"mine {number}") for number in range(20)]
         process.send_signal(signal.SIGKILL)
-        process.wait(20)
+        process.wait(120)
     with tally(tmp_path) as (agent, process):
         state = agent.get("/state")
 
@@ -202,7 +198,7 @@ def test_a_database_from_another_state_is_noticed(tmp_path: Path) -> None:
 
     environ = {"TALLY_TOKEN": TOKEN, "TALLY_PORT": str(free_port())}
     with spawned(tmp_path, environ) as process:
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=120)
 
     assert process.returncode == 65
     assert "torn state: 1 messages in the database, 0 in the transcript" in output
