@@ -41,6 +41,7 @@ def _row(row: AgentRow, now: float, fresh_hours: float) -> dict[str, Any]:
         "stale": lives and (age is None or age > fresh_hours),
         "drift": "; ".join(row.drift),
         "notes": "; ".join(row.notes),
+        "old_copy": row.old_copy,
     }
 
 

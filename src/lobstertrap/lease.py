@@ -179,6 +179,10 @@ class AgentRecord:
         """Return the record with one more move."""
         return replace(self, moves=(*self.moves, move)[-MOVES_KEPT:])
 
+    def is_over(self, epoch: int | None) -> bool:
+        """Say whether a copy that runs under `epoch` is one of before."""
+        return epoch is not None and epoch < self.epoch
+
     def to_json(self) -> bytes:
         """Return the stored form."""
         body = {"version": RECORD_VERSION, **asdict(self)}

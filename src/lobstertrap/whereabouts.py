@@ -29,6 +29,8 @@ class AgentRow:
     drift: tuple[str, ...] = ()
     """What the target shows that the record does not say; part of the notes."""
     notes: tuple[str, ...] = ()
+    old_copy: bool = False
+    """It runs away from the agent's home, under an epoch that is over."""
 
     def as_object(self) -> dict[str, Any]:
         """Return the row as plain values."""
@@ -174,4 +176,5 @@ def _strays(found: Survey, agent: str) -> Iterator[AgentRow]:
             addresses=dict(status.addresses),
             drift=(note,) if unexpected else (),
             notes=(note,) if note else (),
+            old_copy=unexpected and record is not None and record.is_over(status.epoch),
         )

@@ -8,6 +8,7 @@ from flows.launch_agent import launch_agent
 from flows.migrate_agent import migrate_agent
 from flows.restore_agent import restore_agent
 from flows.snapshot_agent import snapshot_agent
+from flows.watch_agents import watch_agents
 from lobstertrap.errors import Refused
 
 pytestmark = [
@@ -57,4 +58,10 @@ def test_an_agent_lives_on_and_its_old_copy_is_shown_when_it_returns(lost):
         launch_agent(agent="tally", on="laptop")
     with pytest.raises(Refused, match="already runs on 'laptop'"):
         migrate_agent(agent="tally", to="laptop")
+
+    left_alone = {r["where"]: r for r in watch_agents(stop_old_copies=False)["agents"]}
+    assert left_alone["laptop"]["old_copy"]
+    assert world.status("laptop").phase == "running"
+    watch_agents()
+    assert world.status("laptop").phase == "stopped"
     assert world.status("server").phase == "running"

@@ -11,7 +11,7 @@ import pytest
 from lobstertrap import lifecycle, migration, takeover
 from lobstertrap.agent import AgentSpec
 from lobstertrap.errors import InvalidInput, NotFound, Refused, Unavailable
-from lobstertrap.lease import Journal, hold
+from lobstertrap.lease import Adopted, Journal, hold
 from lobstertrap.lifecycle import AgentHandle
 from lobstertrap.stores.memory import MemoryStore
 from lobstertrap.targets.fake import FakeTarget, World
@@ -160,3 +160,40 @@ def test_a_home_that_returns_is_refused_everything(handle, targets):
     targets["server"].volume(AGENT, "state").mkdir(parents=True)
     with pytest.raises(Refused, match="already runs on 'laptop'"):
         migration.plan(handle, "laptop")
+
+
+def returned(handle: AgentHandle, laptop: FakeTarget) -> None:
+    lose(laptop)
+    takeover.take_over(handle, "server", SNAPSHOT)
+    lifecycle.finish_restore(handle)
+    laptop.place.failures.clear()
+
+
+def test_a_copy_that_returns_is_stopped_for_good(handle, targets):
+    returned(handle, targets["laptop"])
+
+    assert takeover.stop_old_copy(handle, "laptop") == 1
+
+    assert targets["laptop"].status(AGENT).phase == "stopped"
+    with pytest.raises(Refused, match="epoch"):  # whoever comes late is refused
+        targets["laptop"].launch(AGENT, epoch=1, image="none", secrets={})
+    assert takeover.stop_old_copy(handle, "laptop") is None
+
+
+@pytest.mark.parametrize(
+    "why", ["it is the home", "a migration is open", "it was adopted"]
+)
+def test_no_copy_is_stopped_that_may_be_the_agent(why, handle, targets):
+    returned(handle, targets["laptop"])
+    original = Adopted(target="laptop", original="the container x", sources={})
+    handle.lease.update(
+        lambda now: {
+            "it is the home": replace(now, target="laptop"),
+            "a migration is open": replace(now, migration=journal()),
+            "it was adopted": replace(now, adopted=original),
+        }[why]
+    )
+
+    assert takeover.stop_old_copy(handle, "laptop") is None
+
+    assert targets["laptop"].status(AGENT).phase == "running"
