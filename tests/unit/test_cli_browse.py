@@ -169,6 +169,23 @@ def test_a_volume_goes_out_as_a_tar_and_comes_back_by_import(
     assert list((project / "tmp").iterdir()) == []
 
 
+def test_an_import_leaves_out_what_the_spec_excludes(project, capfdbinary, monkeypatch):
+    snapshot(project)
+    assert run(["export", "latest", "--volume", "state"]) == 0
+    data = capfdbinary.readouterr().out
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+    spec = SPEC.replace("path: /state", "path: /state, exclude: [/small.txt]")
+    (project / "agents/ada/agent.yaml").write_text(spec)
+
+    assert run(["import", "ada", "--volume", "state", "--json"]) == 0
+
+    told = json.loads(capfdbinary.readouterr().out)
+    assert run(["ls", told["snapshot"], "state"]) == 0
+    names = capfdbinary.readouterr().out.split()
+    assert b"state/link" in names
+    assert b"state/small.txt" not in names
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

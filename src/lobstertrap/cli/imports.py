@@ -21,11 +21,11 @@ from lobstertrap.repository.import_tar import unpack
 def import_tar(config: Config, agent: str, volume: str) -> dict[str, Any]:
     """Unpack the tar aside, take a snapshot of it and return what came of it."""
     spec = config.agent(agent)
-    names = [one.name for one in spec.volumes]
-    if volume not in names:
+    excludes = {one.name: one.exclude for one in spec.volumes}
+    if volume not in excludes:
         raise NotFound(
             f"agent '{agent}' has no volume '{volume}'",
-            hint=f"it has: {', '.join(names) or 'none'}",
+            hint=f"it has: {', '.join(excludes) or 'none'}",
         )
     if sys.stdin.isatty():
         raise InvalidInput("there is no tar on the standard input", hint="... < x.tar")
@@ -37,6 +37,7 @@ def import_tar(config: Config, agent: str, volume: str) -> dict[str, Any]:
             agent=agent,
             roots={volume: directory},
             owners=_owners(spec),
+            exclude={volume: excludes[volume]},
             tags={"purpose": f"import of volume {volume}"},
         )
     return {
