@@ -4,6 +4,7 @@ import os
 from collections.abc import Generator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.fixtures.rounds import SEED
 
@@ -14,6 +15,12 @@ pytest_plugins = [
     "tests.fixtures.prefect",
     "tests.fixtures.openclaw",
 ]
+
+# A busy machine is no fault of a test's.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 
 def pytest_report_header() -> str:

@@ -284,7 +284,7 @@ def test_an_archive_that_was_cut_off_anywhere_is_refused(tmp_path: Path) -> None
 @settings(
     max_examples=60,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
     place=some.integers(0, 4000),

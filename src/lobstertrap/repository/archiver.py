@@ -229,6 +229,8 @@ class _Archiver:
         ):
             known = None
         if self._live is not None:
+            if self._live.is_over(found.path):
+                return
             self._live.look(found, known)
         held = self._live.take(found.path) if self._live else None
         if known is not None and held is None:

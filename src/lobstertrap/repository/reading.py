@@ -21,6 +21,8 @@ from lobstertrap.repository.source import (
     read_large,
     read_small,
     same_version,
+    settled,
+    settled_status,
 )
 from lobstertrap.repository.tree import Stat, TreeWriter, item
 from lobstertrap.repository.warnings import Warnings
@@ -89,6 +91,7 @@ class FileReader:
         size = status.st_size
         if size > WHOLE:
             return None
+        quiet = settled(status)
         try:
             handle = os.open(found.name, FILE_FLAGS, dir_fd=found.parent)
         except OSError:
@@ -101,7 +104,7 @@ class FileReader:
             return None
         finally:
             os.close(handle)
-        if len(data) != size or not same_version(status, after):
+        if len(data) != size or not (quiet and same_version(status, after)):
             return None
         digest = blake3(data).digest()
         content = b""
@@ -135,13 +138,14 @@ class FileReader:
         return reading
 
     def _read_once(self, path: bytes, handle: int) -> Reading | None:
-        before = os.fstat(handle)
+        before = settled_status(handle)
         if not st.S_ISREG(before.st_mode):
             return None
+        quiet = settled(before)
         content, size, digest = self._read_content(path, handle, before)
         xattrs = read_xattrs(handle)
         after = os.fstat(handle)
-        calm = size == after.st_size and same_version(before, after)
+        calm = quiet and size == after.st_size and same_version(before, after)
         stat = self._mark(path, before) if calm else (0, before.st_ino)
         return Reading(content, size, digest, xattrs, before, stat, calm)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat as st
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,9 @@ from lobstertrap.repository.scan import (
 from lobstertrap.repository.snapshot import Owners
 
 MAX_HOLE_ITEM = 1 << 31
+TICK_NS = 20_000_000
+"""Twice the longest tick of the clock that files' times come from."""
+_TICKS = 3
 _LINK_MODE = 0o777
 
 
@@ -90,6 +94,25 @@ def same_version(a: os.stat_result, b: os.stat_result) -> bool:
         and a.st_ino == b.st_ino
         and a.st_dev == b.st_dev
     )
+
+
+def settled(status: os.stat_result) -> bool:
+    """Say whether a write from now on would show in the file's times.
+
+    The kernel takes them from a clock that ticks every few milliseconds, so two writes
+    in one tick leave the same.
+    """
+    return not 0 <= time.time_ns() - status.st_ctime_ns < TICK_NS
+
+
+def settled_status(handle: int) -> os.stat_result:
+    """Return the status of an open file, after a short wait until it is settled."""
+    for _ in range(_TICKS):
+        status = os.fstat(handle)
+        if settled(status):
+            break
+        time.sleep(TICK_NS / 1e9)
+    return status
 
 
 @dataclass(slots=True)
