@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException
@@ -21,9 +21,11 @@ from typing import Any
 import pytest
 
 from lobstertrap import config, lifecycle
+from lobstertrap.agent import AgentSpec
 from lobstertrap.errors import LobsterTrapError
 from lobstertrap.lease import AgentRecord, read_record
 from lobstertrap.stores import StoreSettings
+from lobstertrap.targets.base import Target
 from lobstertrap.targets.podman_engine import PodmanEngine
 from tests.chaos.driver import MARK
 from tests.fixtures.cluster import Namespace
@@ -51,18 +53,24 @@ class Talker:
         spec, number = self.loaded.agent("tally"), 0
         targets = [self.loaded.target(name) for name in TARGETS]
         while not self._stop.is_set():
-            running = []
-            for target in targets:
-                with suppress(LobsterTrapError):
-                    status = target.status(spec)
-                    if status.phase == "running":
-                        running.append(status.addresses["http"])
-            self.two_running += len(running) > 1
-            for address in running:
+            running = self._running(spec, targets)
+            if len(running) > 1:  # the first may have ended before the second began
+                self.two_running += len(self._running(spec, targets)) > 1
+            for address in filter(None, running):
                 with suppress(OSError, Answered, HTTPException, ValueError):
                     while not self._stop.wait(INTERVAL):
                         number += 1
                         self._say(TallyClient(address=address), f"message {number}")
+
+    def _running(self, spec: AgentSpec, targets: Iterable[Target]) -> list[str]:
+        """Return the address of each copy that runs; "" for one that has none yet."""
+        found = []
+        for target in targets:
+            with suppress(LobsterTrapError):
+                status = target.status(spec)
+                if status.phase == "running":
+                    found.append(status.addresses.get("http", ""))
+        return found
 
     def _say(self, client: TallyClient, text: str) -> None:
         answer = client.post("/message", {"text": text})
