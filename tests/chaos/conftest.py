@@ -122,16 +122,18 @@ class Driver:
         suspend: bool = False,
         machine: str | None = None,
         mark: str | None = None,
+        hide: Path | None = None,
         started: Callable[[int], None] = lambda pid: None,
     ) -> Ended:
         """Run a migration; kill it at a step's boundary, or when that becomes true.
 
-        Before the step `mark` it makes a file, for which `has_begun` waits; `machine`
-        makes it a process of another one.
+        Before the step `mark` it makes a file, which `marked` looks for, and renames
+        the file `hide`; `machine` makes it a process of another one.
         """
         assert self._process.stdin
         request = {"agent": "tally", "to": to, "abort": abort, "kill": kill}
         request |= {"suspend": suspend, "machine": machine, "mark": mark}
+        request |= {"hide": str(hide) if hide else None}
         self._mark.unlink(missing_ok=True)
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
@@ -322,6 +324,7 @@ def cluster_place(
     """Return a place with a Podman engine and a cluster."""
     base = f'build_args = {{ BASE = "{BUILD_ARGS["BASE"]}" }}'
     cluster = namespace.cluster
+    cluster.require_own()  # its volumes are directories of this machine
     targets = {
         "laptop": f'kind = "podman"\nurl = "{podman_laptop.url}"\n{base}',
         "server": f"""kind = "kubernetes"
@@ -338,7 +341,7 @@ def cluster_place(
             return _on_podman(podman_laptop)
         claim = namespace.get("pvc", "lobstertrap-tally-state")
         volume = cluster.get("pv", claim["spec"]["volumeName"])
-        return Path(volume["spec"]["hostPath"]["path"])
+        return Path(volume["spec"]["local"]["path"])
 
     section = _s3(pod_store, monkeypatch)
     with _place(tmp_path, monkeypatch, targets, state=state, store=section) as made:
