@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException
@@ -21,9 +21,11 @@ from typing import Any
 import pytest
 
 from lobstertrap import config, lifecycle
+from lobstertrap.agent import AgentSpec
 from lobstertrap.errors import LobsterTrapError
 from lobstertrap.lease import AgentRecord, read_record
 from lobstertrap.stores import StoreSettings
+from lobstertrap.targets.base import Target
 from lobstertrap.targets.podman_engine import PodmanEngine
 from tests.chaos.driver import MARK
 from tests.fixtures.cluster import Namespace
@@ -51,18 +53,24 @@ class Talker:
         spec, number = self.loaded.agent("tally"), 0
         targets = [self.loaded.target(name) for name in TARGETS]
         while not self._stop.is_set():
-            running = []
-            for target in targets:
-                with suppress(LobsterTrapError):
-                    status = target.status(spec)
-                    if status.phase == "running":
-                        running.append(status.addresses["http"])
-            self.two_running += len(running) > 1
-            for address in running:
+            running = self._running(spec, targets)
+            if len(running) > 1:  # the first may have ended before the second began
+                self.two_running += len(self._running(spec, targets)) > 1
+            for address in filter(None, running):
                 with suppress(OSError, Answered, HTTPException, ValueError):
                     while not self._stop.wait(INTERVAL):
                         number += 1
                         self._say(TallyClient(address=address), f"message {number}")
+
+    def _running(self, spec: AgentSpec, targets: Iterable[Target]) -> list[str]:
+        """Return the address of each copy that runs; "" for one that has none yet."""
+        found = []
+        for target in targets:
+            with suppress(LobsterTrapError):
+                status = target.status(spec)
+                if status.phase == "running":
+                    found.append(status.addresses.get("http", ""))
+        return found
 
     def _say(self, client: TallyClient, text: str) -> None:
         answer = client.post("/message", {"text": text})
@@ -114,16 +122,18 @@ class Driver:
         suspend: bool = False,
         machine: str | None = None,
         mark: str | None = None,
+        hide: Path | None = None,
         started: Callable[[int], None] = lambda pid: None,
     ) -> Ended:
         """Run a migration; kill it at a step's boundary, or when that becomes true.
 
-        Before the step `mark` it makes a file, for which `has_begun` waits; `machine`
-        makes it a process of another one.
+        Before the step `mark` it makes a file, which `marked` looks for, and renames
+        the file `hide`; `machine` makes it a process of another one.
         """
         assert self._process.stdin
         request = {"agent": "tally", "to": to, "abort": abort, "kill": kill}
         request |= {"suspend": suspend, "machine": machine, "mark": mark}
+        request |= {"hide": str(hide) if hide else None}
         self._mark.unlink(missing_ok=True)
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
@@ -314,6 +324,7 @@ def cluster_place(
     """Return a place with a Podman engine and a cluster."""
     base = f'build_args = {{ BASE = "{BUILD_ARGS["BASE"]}" }}'
     cluster = namespace.cluster
+    cluster.require_own()  # its volumes are directories of this machine
     targets = {
         "laptop": f'kind = "podman"\nurl = "{podman_laptop.url}"\n{base}',
         "server": f"""kind = "kubernetes"
@@ -330,7 +341,7 @@ def cluster_place(
             return _on_podman(podman_laptop)
         claim = namespace.get("pvc", "lobstertrap-tally-state")
         volume = cluster.get("pv", claim["spec"]["volumeName"])
-        return Path(volume["spec"]["hostPath"]["path"])
+        return Path(volume["spec"]["local"]["path"])
 
     section = _s3(pod_store, monkeypatch)
     with _place(tmp_path, monkeypatch, targets, state=state, store=section) as made:

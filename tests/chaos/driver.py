@@ -8,7 +8,8 @@ flows/migrate_agent.py, without Prefect, on the lobstertrap.toml of its director
 
 It answers with the process's id when it starts, and with how it ended. With "suspend"
 the process stops itself (SIGSTOP) when it has written the epoch: on a host before it
-launches, on Podman when its container is made and the fence has let it pass.
+launches, on Podman when its container is made and the fence has let it pass. Before the
+step "mark" it makes a file, and takes away the one that "hide" names.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ STEPS = (
 
 MARK = "mark"
 """The file that a process makes when it begins the step that it was told."""
+AWAY = ".away"
+"""What the name of a file that it hides gets."""
 
 
 def main() -> None:
@@ -77,9 +80,7 @@ def _run(request: dict[str, Any]) -> int:
             _suspend_before_launch()
         if request.get("machine"):
             lease._kernel = lambda: request["machine"]
-        receipt = _flow(request.get("kill"), request.get("mark"))(
-            request["agent"], request["to"], request["abort"]
-        )
+        receipt = _flow(request)(request["agent"], request["to"], request["abort"])
         _say({"receipt": receipt})
     except BaseException:
         traceback.print_exc()
@@ -100,22 +101,22 @@ def _late(method: Callable[..., None]) -> Callable[..., None]:
     return late
 
 
-def _flow(kill: list[str] | None, mark: str | None) -> Callable[..., Any]:
+def _flow(request: dict[str, Any]) -> Callable[..., Any]:
     names = {
-        name: _step(name, value, kill, mark)
+        name: _step(name, value, request)
         for name, value in migrate_agent.fn.__globals__.items()
         if isinstance(value, Task)
     }
     return rebind(migrate_agent.fn, names)
 
 
-def _step(
-    name: str, task: Task[Any, Any], kill: list[str] | None, mark: str | None
-) -> Any:
-    function = rebind(task.fn, SILENT)
+def _step(name: str, task: Task[Any, Any], request: dict[str, Any]) -> Any:
+    function, kill = rebind(task.fn, SILENT), request.get("kill")
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        if mark == name:
+        if request.get("mark") == name:
+            if request.get("hide"):
+                Path(request["hide"]).rename(request["hide"] + AWAY)
             Path(MARK).touch()
         if kill == [name, "before"]:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lobstertrap import migration
+from lobstertrap import lifecycle, migration
 from lobstertrap.errors import (
     IntegrityError,
     InvalidInput,
@@ -24,7 +24,7 @@ from lobstertrap.lifecycle import AgentHandle
 from lobstertrap.targets.base import TargetInfo
 from tests.chaos import commands
 from tests.chaos.parts import FencedTarget, Process, see
-from tests.chaos.world import World
+from tests.chaos.world import Instance, World
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,8 @@ class Odd(FencedTarget):
         """Stop it."""
         if "stop" in self.odd:
             raise self.odd["stop"]
-        super(Odd, self).stop(*args)
+        if "deaf" not in self.odd:
+            super(Odd, self).stop(*args)
 
     def remove(self, *args: Any, **kwargs: Any) -> None:
         """Remove it."""
@@ -232,6 +233,88 @@ def test_a_destination_that_cannot_be_shown_stopped_keeps_the_source_stopped(
     assert world.places["laptop"].running
     assert not world.places["server"].running
     assert world.violations == []
+
+
+def stuck_at(handle: AgentHandle, world: World, place: str) -> AgentHandle:
+    """Return a handle of the same operation for which nothing can be stopped there."""
+    stuck = {place: {"stop": Unavailable(f"'{place}' does not answer")}}
+    return Odder(world, **stuck).handle(handle.lease.operation_id)
+
+
+def test_the_journal_says_that_the_source_stops_before_it_is_stopped(
+    world: World,
+) -> None:
+    handle = opened(world, "precopy")
+
+    with pytest.raises(Unavailable):
+        migration.quiesce(stuck_at(handle, world, "laptop"))
+
+    assert world.record().migration.step == "cutover"
+    assert migration.rollback(handle) == "laptop"  # it may have been told to stop
+    assert world.places["laptop"].instance == Instance(epoch=2)
+    assert world.violations == []
+
+
+def test_a_source_that_does_not_end_is_not_left_for_stopped(world: World) -> None:
+    handle = opened(world, "precopy", laptop={"deaf": True})
+
+    with pytest.raises(Refused, match="'ada' still runs on 'laptop'"):
+        migration.quiesce(handle)
+
+
+def test_nothing_is_restored_under_an_agent_that_runs(world: World) -> None:
+    process = Process(world)
+    handle = process.handle(process.acquire("test").operation_id)
+
+    with pytest.raises(Refused, match="'ada' runs on 'laptop'"):
+        lifecycle.restore(handle, "laptop", snapshot="any")
+
+    assert "laptop.restore" not in process.effects
+
+
+def test_the_journal_stays_until_the_source_runs_again(world: World) -> None:
+    handle = opened(world, "transfer")
+
+    with pytest.raises(Unavailable):
+        migration.rollback(stuck_at(handle, world, "laptop"))
+
+    assert world.record().migration.step == "rolling-back"
+    assert migration.rollback(handle) == "laptop"
+    assert world.places["laptop"].running
+
+
+def test_a_copy_at_the_destination_is_stopped_before_it_is_written_to(
+    world: World,
+) -> None:
+    handle = opened(world, "quiesce")
+    world.places["server"].instance = Instance(epoch=1)  # somebody's, by hand
+
+    migration.transfer(handle)
+
+    assert not world.places["server"].running
+    assert world.places["server"].volume == world.places["laptop"].volume
+
+
+def test_a_source_that_was_started_by_hand_is_stopped_before_the_launch(
+    world: World,
+) -> None:
+    handle = opened(world, "transfer")
+    world.places["laptop"].instance = Instance(epoch=1)
+
+    migration.launch(handle)
+
+    assert [place.name for place in world.places.values() if place.running] == [
+        "server"
+    ]
+    assert not any("two copies" in broken for broken in world.violations)
+
+
+def test_an_agent_that_was_stopped_is_not_started_by_a_rollback(world: World) -> None:
+    commands.stop(Process(world))
+
+    migration.rollback(opened(world, "transfer"))
+
+    assert not any(place.running for place in world.places.values())
 
 
 def test_a_rollback_leaves_the_destinations_volume_and_bars_its_epoch(

@@ -138,6 +138,25 @@ def test_a_migration_that_was_open_is_closed(handle, targets):
     assert handle.record().migration is None
 
 
+def test_the_destination_of_a_migration_that_was_open_is_fenced_off(
+    handle, targets, tmp_path
+):
+    attic = targets["attic"] = FakeTarget("attic", tmp_path / "attic", world=World())
+    open_one = journal(destination="attic")
+    handle.lease.update(lambda now: replace(now, migration=open_one))
+    lose(targets["laptop"])
+    lose(attic)
+
+    with pytest.raises(Unavailable):
+        takeover.take_over(handle, "server", SNAPSHOT)
+    assert handle.record().migration == open_one
+
+    attic.place.failures.clear()
+    takeover.take_over(handle, "server", SNAPSHOT)
+    with pytest.raises(Refused, match="fenced off"):
+        attic.launch(AGENT, epoch=1, image="none", secrets={})
+
+
 def test_a_migration_that_may_have_launched_is_finished_instead(handle, targets):
     open_one = journal(step="launching", launched=True)
     handle.lease.update(lambda now: replace(now, migration=open_one))
@@ -193,6 +212,17 @@ def test_no_copy_is_stopped_that_may_be_the_agent(why, handle, targets):
             "it was adopted": replace(now, adopted=original),
         }[why]
     )
+
+    assert takeover.stop_old_copy(handle, "laptop") is None
+
+    assert targets["laptop"].status(AGENT).phase == "running"
+
+
+def test_a_copy_under_the_agents_own_epoch_is_not_taken_for_one_of_before(
+    handle, targets
+):
+    handle.lease.update(lambda now: replace(now, target="server"))
+    assert targets["laptop"].status(AGENT).epoch == handle.record().epoch
 
     assert takeover.stop_old_copy(handle, "laptop") is None
 
