@@ -97,8 +97,13 @@ class Driver:
     """The program tests/chaos/driver.py."""
 
     def __init__(
-        self, directory: Path, log: str = "driver.log", path: Path | None = None
+        self,
+        directory: Path,
+        log: str = "driver.log",
+        path: Path | None = None,
+        agent: str = "tally",
     ) -> None:
+        self._agent = agent
         self.log = (directory / log).open("w+")
         self._mark = directory / MARK
         paths = [str(p) for p in (path, Path(__file__).parents[2]) if p]
@@ -131,7 +136,7 @@ class Driver:
         the file `hide`; `machine` makes it a process of another one.
         """
         assert self._process.stdin
-        request = {"agent": "tally", "to": to, "abort": abort, "kill": kill}
+        request = {"agent": self._agent, "to": to, "abort": abort, "kill": kill}
         request |= {"suspend": suspend, "machine": machine, "mark": mark}
         request |= {"hide": str(hide) if hide else None}
         self._mark.unlink(missing_ok=True)
