@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections import defaultdict
@@ -38,7 +39,7 @@ def _may_pass(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
 
 def step(*, task_run_name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
     """Make a Prefect task that is tried again only when its error is transient."""
-    return task(
+    as_task: Callable[[Callable[P, R]], Task[P, R]] = task(
         task_run_name=task_run_name,
         cache_policy=NO_CACHE,  # the journal in the store is the truth, not a cache
         persist_result=False,
@@ -47,6 +48,19 @@ def step(*, task_run_name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
         retry_jitter_factor=0.5,
         retry_condition_fn=_may_pass,
     )
+
+    def make(work: Callable[P, R]) -> Task[P, R]:
+        @functools.wraps(work)
+        def without_secrets(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                return work(*args, **kwargs)
+            except BaseException as error:
+                redactor.clean(error)  # Prefect stores its text
+                raise
+
+        return as_task(without_secrets)
+
+    return make
 
 
 def run_name(template: str, **left_out: str) -> Callable[[], str]:
@@ -105,7 +119,9 @@ def watched() -> Iterator[None]:
     )
     try:
         yield
-    except LobsterTrapError as error:
-        if error.hint:  # Prefect shows the message, and nothing else of an error
+    except BaseException as error:
+        redactor.clean(error)  # Prefect stores its text
+        # It shows the message, and nothing else of an error.
+        if isinstance(error, LobsterTrapError) and error.hint:
             get_run_logger().error("what to do: %s", error.hint)
         raise

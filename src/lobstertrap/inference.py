@@ -6,6 +6,7 @@ one cheap request by which a key can be tried. Nothing here talks to anybody.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,9 +33,25 @@ class Preset:
     @property
     def hosts(self) -> tuple[str, ...]:
         """Return the `host:port` that the agent must be able to reach."""
+        return (f"{urlsplit(self.url).hostname}:{self.port}",)
+
+    @property
+    def port(self) -> int:
+        """Return the TCP port that it listens on."""
         parts = urlsplit(self.url)
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        return (f"{parts.hostname}:{port}",)
+        return parts.port or (443 if parts.scheme == "https" else 80)
+
+    @property
+    def block(self) -> str | None:
+        """Return its `CIDR:PORT` when its URL has an address; None when it has a name.
+
+        A NetworkPolicy knows addresses only, and those of a name change.
+        """
+        try:
+            address = ipaddress.ip_address(urlsplit(self.url).hostname or "")
+        except ValueError:
+            return None
+        return f"{address}/{address.max_prefixlen}:{self.port}"
 
 
 PRESETS: Final[Mapping[str, Preset]] = {

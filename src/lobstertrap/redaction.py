@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import NoReturn
 
 REDACTED = "**********"
@@ -55,9 +56,14 @@ class RedactingFilter(logging.Filter):
             self._values.add(value.reveal())
 
     def watch_loggers(self, *names: str) -> None:
-        """Guard the loggers called `names` (records made by them, not by children)."""
-        for name in names:
-            logging.getLogger(name).addFilter(self)
+        """Guard the loggers called `names`, and all that reaches their handlers.
+
+        A logger's own filter sees what is logged by that name; what its children log
+        goes to its handlers straight away.
+        """
+        for logger in map(logging.getLogger, names):
+            for guarded in (logger, *logger.handlers):
+                guarded.addFilter(self)
 
     def redact(self, text: str) -> str:
         """Return `text` with every known value replaced."""
@@ -65,6 +71,27 @@ class RedactingFilter(logging.Filter):
         for value in sorted(self._values, key=len, reverse=True):
             text = text.replace(value, REDACTED)
         return text
+
+    def clean(self, error: BaseException | None) -> None:
+        """Take every known value out of an error, and of the errors behind it.
+
+        For those that somebody else keeps: Prefect stores the text of what ends a run.
+        """
+        seen: set[int] = set()
+        while error is not None and id(error) not in seen:
+            seen.add(id(error))
+            error.args = tuple(self._cleaned(part) for part in error.args)
+            for name, value in vars(error).items():
+                if isinstance(value, (str, bytes)):
+                    with suppress(AttributeError):
+                        setattr(error, name, self._cleaned(value))
+            error = error.__cause__ or error.__context__
+
+    def _cleaned(self, value: object) -> object:
+        if isinstance(value, bytes):
+            text = value.decode("utf-8", "surrogateescape")
+            return self.redact(text).encode("utf-8", "surrogateescape")
+        return self.redact(value) if isinstance(value, str) else value
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Rewrite the record in place; never drop it."""

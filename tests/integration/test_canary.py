@@ -9,20 +9,19 @@ process showed of itself meanwhile, are searched.
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import json
 import logging
 import os
-import secrets
+import sqlite3
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -32,89 +31,10 @@ from lobstertrap.errors import LobsterTrapError
 from lobstertrap.lifecycle import AgentHandle
 from lobstertrap.redaction import SecretValue
 from lobstertrap.repository import Owners, restore
+from tests.fixtures.canary import Canaries, Watch
 from tests.fixtures.tally import AGENT
 
 pytestmark = pytest.mark.slow
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Canaries:
-    """Values by the name of what they are, and every form in which one may show."""
-
-    values: Mapping[str, str]
-
-    def within(self, data: bytes) -> set[str]:
-        """Name the canaries that stand in `data`, plain or in base64."""
-        return {
-            name
-            for name, value in self.values.items()
-            if any(form in data for form in _forms(value.encode()))
-        }
-
-    def in_files(self, root: Path) -> set[tuple[str, str]]:
-        """Return (path, name) for every file below `root` that holds one."""
-        found = set()
-        for directory, _, names in os.walk(root):
-            for path in (Path(directory, name) for name in names):
-                if path.is_file() and not path.is_symlink():
-                    here = self.within(path.read_bytes())
-                    found |= {(str(path), name) for name in here}
-        return found
-
-
-def _forms(value: bytes) -> Iterator[bytes]:
-    yield value
-    for offset in range(3):  # wherever it starts in what is encoded
-        text = base64.b64encode(b"\0" * offset + value)
-        yield text[4 if offset else 0 : -4]
-
-
-@dataclass(slots=True, kw_only=True)
-class Watch:
-    """What processes show of themselves: arguments, and who has which environment."""
-
-    canaries: Canaries
-    arguments: set[tuple[str, str]] = field(default_factory=set)
-    environments: set[tuple[str, str]] = field(default_factory=set)
-    looks: int = 0
-
-    @contextmanager
-    def over(self) -> Iterator[None]:
-        """Look at every process, again and again, until the block ends."""
-        done = threading.Event()
-
-        def look() -> None:
-            while not done.is_set():
-                self.look()
-                done.wait(0.01)
-
-        looking = threading.Thread(target=look)
-        looking.start()
-        try:
-            yield
-        finally:
-            done.set()
-            looking.join()
-
-    def look(self) -> None:
-        """Look at every process once."""
-        self.looks += 1
-        for process in Path("/proc").iterdir():
-            if not process.name.isdigit() or int(process.name) == os.getpid():
-                continue
-            with suppress(OSError):
-                words = (process / "cmdline").read_bytes()
-                shown = words.replace(b"\0", b" ").decode(errors="replace")
-                for name in self.canaries.within(words):
-                    self.arguments.add((name, shown))
-                data = (process / "environ").read_bytes()
-                for name in self.canaries.within(data):
-                    self.environments.add((name, _kind(data)))
-
-
-def _kind(environment: bytes) -> str:
-    names = {entry.partition(b"=")[0] for entry in environment.split(b"\0")}
-    return "agent" if b"LOBSTERTRAP_EPOCH" in names else "somebody else"
 
 
 class Yard:
@@ -123,8 +43,8 @@ class Yard:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         names = ("variable", "rotated", "file", "program", "block", "key")
-        values = {n: f"canary-{n}-{secrets.token_hex(12)}" for n in names}
-        self.canaries = Canaries(values=values)
+        self.canaries = Canaries.named(*names)
+        values = self.canaries.values
         self.sources = directory / "sources"
         self.said = io.StringIO()
         self.environ = {
@@ -324,15 +244,21 @@ def _in_objects(yard: Yard) -> set[object]:
 
 
 def test_the_search_finds_what_is_planted(tmp_path: Path) -> None:
-    canaries = Canaries(values={"one": f"canary-{secrets.token_hex(12)}"})
+    canaries = Canaries.named("one", other="a-value-of-somebody-else")
     value = canaries.values["one"]
-    (tmp_path / "plain").write_bytes(b"\0\xff" + value.encode() + b"\0")
     encoded = base64.b64encode(f"token: {value}.".encode())
+    page = json.dumps({"text": "x" * 4060, "token": value, "more": "y" * 9000})
+    (tmp_path / "plain").write_bytes(b"\0\xff" + value.encode() + b"\0")
     (tmp_path / "encoded").write_bytes(encoded)
+    (tmp_path / "layer.tar.gz").write_bytes(gzip.compress(encoded))
     (tmp_path / "clean").write_text(value[:-1])
+    with closing(sqlite3.connect(tmp_path / "database")) as database:
+        database.execute("CREATE TABLE log (number INTEGER, line TEXT)")
+        database.execute("INSERT INTO log VALUES (1, ?)", (page,))
+        database.commit()
     watch = Watch(canaries=canaries)
     waiting = [sys.executable, "-c", "input()", value]
-    shows = {**os.environ, "ANY": value}
+    shows = {**os.environ, "ANY": canaries.values["other"]}
 
     with subprocess.Popen(waiting, stdin=subprocess.PIPE, env=shows) as process:
         deadline = time.monotonic() + 120
@@ -340,10 +266,9 @@ def test_the_search_finds_what_is_planted(tmp_path: Path) -> None:
             watch.look()
         process.kill()
 
-    assert {Path(path).name for path, _ in canaries.in_files(tmp_path)} == {
-        "plain",
-        "encoded",
-    }
+    found = {Path(path).name for path, _ in canaries.in_files(tmp_path)}
+    assert found - {"database"} == {"plain", "encoded", "layer.tar.gz"}
+    assert canaries.in_database(tmp_path / "database") == {("log", "one")}
     assert {name for name, _ in watch.arguments} == {"one"}
-    assert watch.environments == {("one", "somebody else")}
+    assert watch.environments == {("other", "somebody else")}
     assert canaries.within(SecretValue(value).__repr__().encode()) == set()

@@ -140,15 +140,21 @@ def test_ports_are_published_on_loopback_only(podman_laptop, target, agent):
 def test_a_secret_can_be_a_file_of_the_agent_alone(
     podman_laptop, target, agent, tmp_path
 ):
-    files = {"EXTRA": "/etc/tally/extra", "THERE": "/run/secrets/there"}
+    files = {
+        "EXTRA": "/etc/tally/extra",
+        "THERE": "/run/secrets/there",
+        "BELOW": "/run/secrets/tally/below",
+    }
     (tmp_path / "value").write_text("from-there")
     podman_laptop.run("secret", "create", "ready-made", str(tmp_path / "value"))
     there = SecretRef(source="target", id="ready-made")
-    refs = {"EXTRA": SecretRef(source="env", id="EXTRA"), "THERE": there}
+    env = {name: SecretRef(source="env", id=name) for name in ("EXTRA", "BELOW")}
+    refs = {**env, "THERE": there}
     spec = agent.model_copy(
         update={"secrets": {**agent.secrets, **refs}, "secret_files": files}
     )
-    values = {**SECRETS, "EXTRA": SecretValue("not-in-the-environment\n")}
+    extra, below = SecretValue("not-in-the-environment\n"), SecretValue("from-below")
+    values = {**SECRETS, "EXTRA": extra, "BELOW": below}
     image = target.ensure_image(spec)
     target.bind_secrets(spec, values)
     target.launch(spec, epoch=1, image=image, secrets=values)
@@ -159,6 +165,7 @@ def test_a_secret_can_be_a_file_of_the_agent_alone(
 
     assert inside("cat", files["EXTRA"]) == "not-in-the-environment\n"
     assert inside("cat", files["THERE"]) == "from-there"
+    assert inside("cat", files["BELOW"]) == "from-below"
     assert inside("stat", "-c", "%u:%g %a", files["EXTRA"]).strip() == "1000:1000 400"
     environment = inside("cat", "/proc/1/environ").split("\0")
     assert f"EXTRA_FILE={files['EXTRA']}" in environment

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tracemalloc
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from lobstertrap.agent import AgentSpec, load_agent
 from lobstertrap.cli.app import run
 from lobstertrap.config import load
-from lobstertrap.errors import InvalidInput, NotFound
+from lobstertrap.errors import InvalidInput, LobsterTrapError, NotFound
 from lobstertrap.lease import AgentRecord, record_key
 from lobstertrap.redaction import SecretValue
 from lobstertrap.repository import Repository
@@ -121,9 +123,13 @@ def test_hostile_file_names_are_harmless_in_everything_that_is_printed(project, 
         ["diff", "tally"],
         ["snapshots"],
         ["check"],
+        ["history", "tally"],
+        ["restore", "tally", "--into", "there", "--dry-run"],
     ):
         said = say(*command)
         assert said
+        assert "unexpected" not in said
+        assert "No such" not in said
         assert_harmless(said)
 
 
@@ -227,6 +233,33 @@ def test_yaml_that_grows_or_nests_without_end_is_refused(tmp_path):
 
     with pytest.raises(InvalidInput):
         load_agent(path)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    place=st.floats(0, 1),
+    cut=st.integers(0, 8),
+    put=st.binary(max_size=8)
+    | st.sampled_from(
+        [b"&a", b"*a", b"!!", b"{", b"- ", b": ", b"\xff\xfe", b"9" * 99]
+    ),
+)
+def test_whatever_a_spec_is_changed_to_it_is_one_or_our_error(
+    tmp_path_factory, place, cut, put
+):
+    path = tmp_path_factory.getbasetemp() / "changed.yaml"
+    text = (ROOT / "agents/openclaw/agent.yaml").read_bytes()
+    start = int(place * len(text))
+    path.write_bytes(text[:start] + put + text[start + cut :])
+    tracemalloc.start()
+    try:
+        with suppress(LobsterTrapError):
+            load_agent(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 20_000_000
 
 
 def test_yaml_cannot_make_objects(tmp_path):

@@ -184,6 +184,25 @@ def test_nothing_leaves_but_dns_and_what_is_allowed(agent):
     ]
 
 
+def test_an_inference_endpoint_that_is_an_address_can_be_reached(agent):
+    ours = {"name": "ours", "url": "http://10.0.0.5:8000/v1", "env": "OURS_KEY"}
+    other = {"name": "other", "url": "https://[fd00::5]/v1", "env": "OTHER_KEY"}
+    named = AgentSpec.model_validate(
+        agent.model_dump(exclude={"inference"})
+        | {"inference": [ours, other, "anthropic"]}
+    )
+
+    policy = spec.surroundings(named, spec.Settings(target="x"))["networkpolicies"]
+
+    assert policy["spec"]["egress"][1:] == [
+        {
+            "to": [{"ipBlock": {"cidr": cidr}}],
+            "ports": [{"protocol": "TCP", "port": port}],
+        }
+        for cidr, port in (("10.0.0.5/32", 8000), ("fd00::5/128", 443))
+    ]
+
+
 def test_an_ipv6_block_with_a_port_is_read_right():
     assert spec._egress("fd00::/8:53")["to"] == [{"ipBlock": {"cidr": "fd00::/8"}}]
     assert "ports" not in spec._egress("fd00::/8")

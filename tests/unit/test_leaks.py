@@ -12,7 +12,7 @@ import pytest
 from lobstertrap.errors import NotFound, Refused
 from lobstertrap.redaction import SecretValue
 from lobstertrap.repository import Owners, Repository, Snapshot, take_snapshot
-from lobstertrap.repository.leaks import MOST_TEXT, LeakCheck
+from lobstertrap.repository.leaks import MOST_TEXT, SEARCH_ENDED, LeakCheck
 from lobstertrap.stores.memory import MemoryStore
 
 VALUE = "hunter2-and-much-more"
@@ -145,6 +145,28 @@ def test_the_search_for_tokens_ends_after_so_much_text() -> None:
     found = finds({**files, "zz": token + VALUE.encode()}, TOKEN=VALUE)
 
     assert found == [("zz", "holds the value of secret TOKEN")]
+
+
+def test_a_snapshot_says_that_the_search_for_tokens_ended(
+    repo: Repository, volume: Path
+) -> None:
+    token = next(iter(TOKENS)).encode()
+    for number in range(MOST_TEXT >> 20):
+        (volume / f"{number:02}").write_bytes(b"x" * (1 << 20))
+    enough = snap(repo, volume)
+    for number in range(MOST_TEXT >> 20):
+        (volume / f"{number:02}").write_bytes(b"y" * (1 << 20))
+    (volume / "zy").write_bytes(b"\0" + token)
+    (volume / "zz").write_bytes(token + VALUE.encode())
+    (volume / "zzz").write_bytes(token)
+
+    more = snap(repo, volume)
+
+    assert enough.warnings == ()
+    assert sorted(more.warnings) == [
+        "'state/zz' holds the value of secret TOKEN",
+        SEARCH_ENDED,
+    ]
 
 
 def test_a_short_value_is_not_looked_for() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from pydantic import ValidationError
@@ -29,7 +30,8 @@ class _Provider(BaseHTTPRequestHandler):
         seen = dict(self.headers.items())
         self.server.seen.append((self.path, seen))  # type: ignore[attr-defined]
         bearer = self.headers.get("Authorization", "")
-        given = self.headers.get("x-api-key") or bearer.removeprefix("Bearer ")
+        own = self.headers.get("x-api-key") or self.headers.get("x-goog-api-key")
+        given = own or bearer.removeprefix("Bearer ")
         if self.path.startswith("/elsewhere"):
             self.send_response(302)
             self.send_header("Location", "/v1/models")
@@ -200,7 +202,8 @@ def test_preflight_asks_a_provider_only_when_told_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with provider() as server:
-        _project(tmp_path, f"http://127.0.0.1:{server.server_port}/v1")
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        _project(tmp_path, {"name": "local", "url": url, "env": "LOCAL_KEY"})
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("LOCAL_KEY", KEY)
 
@@ -223,10 +226,74 @@ def test_preflight_asks_a_provider_only_when_told_to(
     assert "wrong-one" not in end.out + end.err
 
 
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("key", [KEY, "wrong-one"])
+def test_every_presets_key_can_be_tried(
+    name: str,
+    key: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    known = PRESETS[name]
+    path = urlsplit(known.url).path
+    with provider() as server:
+        used = {"name": name, "url": f"http://127.0.0.1:{server.server_port}{path}"}
+        _project(tmp_path, used)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv(known.env, key)
+
+        ended = run(["preflight", "ada", "--on", "desk", "--test-keys", "--json"])
+
+    told = json.loads(capsys.readouterr().out)["checks"][-1]
+    (asked, headers), *more = server.seen  # type: ignore[attr-defined]
+    sent = {header.lower(): value for header, value in headers.items()}
+    assert told["check"] == f"key of {name}"
+    assert told["ok"] is (key == KEY)
+    assert ended == (0 if key == KEY else 3)
+    assert asked == f"{path}{known.trial}"
+    assert sent[known.header.lower()] == f"{known.scheme}{key}"
+    assert {h.lower(): v for h, v in known.headers.items()}.items() <= sent.items()
+    assert more == []
+
+
+@pytest.mark.parametrize(
+    ("egress", "ways"),
+    [
+        ([], [False, True]),
+        (["10.0.0.0/8:8443"], [False, True]),
+        (["0.0.0.0/0:443"], [True, True]),
+        (["0.0.0.0/0"], [True, True]),
+    ],
+)
+def test_preflight_says_where_no_rule_lets_an_agent_reach_its_provider(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    egress: list[str],
+    ways: list[bool],
+) -> None:
+    ours = {"name": "ours", "url": "http://10.0.0.5:8000/v1", "env": "LOCAL_KEY"}
+    _project(tmp_path, "anthropic", ours)
+    with (tmp_path / "lobstertrap.toml").open("a") as file:
+        file.write(
+            '[targets.cluster]\nkind = "kubernetes"\nkubeconfig = "nowhere"\n'
+            f"egress = {json.dumps(egress)}\n"
+        )
+    monkeypatch.chdir(tmp_path)
+
+    run(["preflight", "ada", "--on", "cluster", "--json"])
+
+    checks = json.loads(capsys.readouterr().out)["checks"]
+    found = {c["check"]: c["ok"] for c in checks if c["check"].startswith("way to ")}
+    assert found == {"way to anthropic": ways[0], "way to ours": ways[1]}
+
+
 def test_secrets_are_shown_without_values(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _project(tmp_path, "http://127.0.0.1:1/v1")
+    local = {"name": "local", "url": "http://127.0.0.1:1/v1", "env": "LOCAL_KEY"}
+    _project(tmp_path, local)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LOCAL_KEY", KEY)
 
@@ -246,10 +313,10 @@ def test_secrets_are_shown_without_values(
     assert KEY not in table + json.dumps(told)
 
 
-def _project(directory: Path, url: str) -> None:
+def _project(directory: Path, *providers: object) -> None:
     agent = directory / "agents" / "ada"
     agent.mkdir(parents=True)
-    inference = json.dumps([{"name": "local", "url": url, "env": "LOCAL_KEY"}])
+    inference = json.dumps(providers)
     (agent / "agent.yaml").write_text(
         "name: ada\nimage: x\nhost: {command: ['true']}\n"
         "volumes: [{name: state, path: /state}]\n"

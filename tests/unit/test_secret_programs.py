@@ -139,6 +139,12 @@ def test_a_program_need_not_read_what_it_is_asked(program: Path) -> None:
     assert asked.read_all(ids)["id-1"].reveal() == VALUE
 
 
+def test_a_request_of_more_than_256_kib_is_not_made(program: Path) -> None:
+    ids = [f"{number:0250}" for number in range(1100)]
+
+    assert why_not(source(program, "pass"), *ids) == "more is asked than 262144 bytes"
+
+
 def test_it_gets_only_the_variables_that_it_is_given(
     program: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,17 +1,21 @@
 """References become values, all or none; no error ever shows a value."""
 
+import io
 import json
 import logging
 import os
 import pickle
+import secrets
+import subprocess
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from lobstertrap.errors import SecretMissing
+from lobstertrap.errors import Refused, SecretMissing
 from lobstertrap.redaction import REDACTED, RedactingFilter, SecretValue, redactor
 from lobstertrap.secret_ref import SecretRef, SecretRefField
 from lobstertrap.secrets import FileSource, look_up, resolve
@@ -244,6 +248,15 @@ def test_a_provider_is_asked_once_for_all_of_its_references() -> None:
     assert {v.reveal() for v in values.values()} == {VALUE}
 
 
+def test_one_provider_is_not_asked_for_more_than_512_values() -> None:
+    def found(count: int) -> int:
+        refs = {f"A{n}": ref("env", f"A{n}") for n in range(count)}
+        return len(look_up(refs, {}, dict.fromkeys(refs, VALUE)).values)
+
+    assert found(512) == 512
+    assert found(513) == 0
+
+
 def test_what_can_be_resolved_is_found_beside_what_cannot() -> None:
     refs = {"A": ref("env", "ONE"), "B": ref("env", "TWO")}
 
@@ -363,3 +376,35 @@ def test_a_log_line_and_a_traceback_are_redacted() -> None:
 
     assert record.getMessage() == f"sent {REDACTED}"
     assert VALUE not in (record.exc_text or "")
+
+
+def test_an_error_is_cleaned_with_all_that_is_behind_it() -> None:
+    guard = RedactingFilter()
+    guard.add(SecretValue(VALUE))
+    cause = subprocess.CalledProcessError(1, ["x"], output=VALUE, stderr=VALUE.encode())
+    error = Refused(f"it said {VALUE}", hint=f"not {VALUE}")
+    error.__cause__, cause.__context__ = cause, KeyError(VALUE)
+    cause.__context__.__context__ = error  # a loop is no trouble
+
+    guard.clean(error)
+
+    assert error.message == f"it said {REDACTED}"
+    assert error.hint == f"not {REDACTED}"
+    assert VALUE not in "".join(traceback.format_exception(error))
+    assert (cause.output, cause.stderr) == (REDACTED, REDACTED.encode())
+
+
+def test_what_any_of_our_loggers_says_is_redacted_where_it_is_kept() -> None:
+    """Prefect's handler is on `lobstertrap`; what is said there is said below it."""
+    guard, said = RedactingFilter(), io.StringIO()
+    guard.add(SecretValue(VALUE))
+    parent = logging.getLogger(f"test-{secrets.token_hex(4)}")
+    handler = logging.StreamHandler(said)
+    parent.addHandler(handler)
+    parent.setLevel(logging.DEBUG)
+
+    guard.watch_loggers(parent.name)
+    parent.getChild("child").debug("sent %s", VALUE)
+    parent.warning(VALUE)
+
+    assert said.getvalue() == f"sent {REDACTED}\n{REDACTED}\n"

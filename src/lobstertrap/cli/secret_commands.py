@@ -12,7 +12,10 @@ from lobstertrap.cli.output import AsJson, print_json, print_result, print_table
 from lobstertrap.cli.running import Agent, load_config
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lobstertrap.config import Config
+    from lobstertrap.inference import Preset
     from lobstertrap.repository import Repository
 
 
@@ -145,7 +148,6 @@ def _preflight(
     from lobstertrap.secrets.key_trial import try_key  # noqa: PLC0415
 
     spec = config.agent(agent)
-    config.require_target(on)
     checks: list[dict[str, Any]] = []
 
     def add(check: str, *, ok: bool, said: str) -> None:
@@ -162,6 +164,12 @@ def _preflight(
         problem = found.problems.get(name, "")
         said = "is to be on the target" if ref.source == "target" else "resolves"
         add(f"secret {name}", ok=not problem, said=problem or f"{ref} {said}")
+    section = config.require_target(on)
+    if section.kind == "kubernetes":
+        for used in spec.inference:
+            rules = [*section.egress, *spec.egress]
+            ok, said = _way_to(used.preset, rules)
+            add(f"way to {used.preset.name}", ok=ok, said=said)
     for used in spec.inference if test_keys else ():
         preset = used.preset
         key = found.values.get(preset.env)
@@ -171,3 +179,18 @@ def _preflight(
             trial = try_key(preset, key)
             add(f"key of {preset.name}", ok=trial.accepted, said=trial.said)
     return checks
+
+
+def _way_to(preset: Preset, rules: Sequence[str]) -> tuple[bool, str]:
+    """Say whether a NetworkPolicy with these rules can let an agent reach a provider.
+
+    Rules have addresses and a provider has a name, so only ports are compared.
+    """
+    from lobstertrap.agent import split_egress  # noqa: PLC0415 - not for --help
+
+    where = preset.hosts[0]
+    if preset.block is not None:
+        return True, f"the NetworkPolicy lets it reach {where}"
+    if {split_egress(rule)[1] for rule in rules} & {None, preset.port}:
+        return True, f"egress has a rule for port {preset.port}, of {where}"
+    return False, f"no egress of the agent or of the target can mean {where}"

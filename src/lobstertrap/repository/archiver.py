@@ -145,7 +145,10 @@ class _Archiver:
         self._parent = parent
         self._on_progress = on_progress
         self._first: dict[tuple[int, int], Row] = {}
-        self._leaks = None if known is None else LeakCheck(known, self.warnings.add)
+        told = self.warnings
+        self._leaks = (
+            None if known is None else LeakCheck(known, told.add, on_end=told.once)
+        )
         self._reader = FileReader(
             blobs,
             self.tree,

@@ -3,7 +3,8 @@
 Two things are looked for in what the archiver reads anyway: the values of the agent's
 own secrets, in every file, and in small text files what has the shape of a well-known
 token. The second is ten times dearer, so it leaves out what others have written, and
-ends after so many bytes. A find is told by path and by what it is, never by its text.
+ends after so many bytes, which is told, too. A find is told by path and by what it is,
+never by its text.
 """
 
 from __future__ import annotations
@@ -22,6 +23,12 @@ LARGEST_TEXT: Final = 1 << 20
 
 MOST_TEXT: Final = 16 << 20
 """Bytes of all such files of one snapshot: a tenth of a second."""
+
+SEARCH_ENDED: Final = (
+    f"tokens were looked for by their shape in the first {MOST_TEXT >> 20} MiB of text "
+    "only"
+)
+"""Said once by a snapshot that read more; values are looked for in all of it."""
 
 _OTHERS: Final = (b"/node_modules/", b"/site-packages/", b"/.git/objects/", b"/.cache/")
 """Directories of what was installed or downloaded."""
@@ -59,7 +66,13 @@ _SHAPES: Final = tuple(
 class LeakCheck:
     """Looks at the content of files, whole or piece by piece."""
 
-    def __init__(self, values: Mapping[str, SecretValue], on_find: OnFind) -> None:
+    def __init__(
+        self,
+        values: Mapping[str, SecretValue],
+        on_find: OnFind,
+        *,
+        on_end: Callable[[str], None] = lambda _: None,
+    ) -> None:
         plain = ((name, value.reveal().encode()) for name, value in values.items())
         self._values = [(name, v) for name, v in plain if len(v) >= SHORTEST]
         self._overlap = max((len(value) for _, value in self._values), default=1) - 1
@@ -67,6 +80,7 @@ class LeakCheck:
         self._paths: set[bytes] = set()
         self._text_left = MOST_TEXT
         self._on_find = on_find
+        self._on_end = on_end
 
     @property
     def found(self) -> list[tuple[bytes, str]]:
@@ -101,9 +115,12 @@ class LeakCheck:
         return piece
 
     def _look_for_shapes(self, path: bytes, data: bytes) -> None:
-        if len(data) > self._text_left or data.find(b"\0", 0, _BEGINNING) >= 0:
+        if len(data) > LARGEST_TEXT or data.find(b"\0", 0, _BEGINNING) >= 0:
             return
         if any(place in path for place in _OTHERS):
+            return
+        if len(data) > self._text_left:
+            self._on_end(SEARCH_ENDED)
             return
         self._text_left -= len(data)
         for what, sign, pattern in _SHAPES:

@@ -472,7 +472,8 @@ def _policy(agent: AgentSpec, settings: Settings) -> dict[str, Any]:
     )
     ports = [{"protocol": "TCP", "port": port.port} for port in agent.ports]
     dns = [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]
-    allowed = dict.fromkeys([*settings.egress, *agent.egress])
+    endpoints = [used.preset.block for used in agent.inference]
+    allowed = dict.fromkeys([*settings.egress, *agent.egress, *filter(None, endpoints)])
     found["spec"] = {
         "podSelector": {"matchLabels": _selector(agent)},
         "policyTypes": ["Ingress", "Egress"],

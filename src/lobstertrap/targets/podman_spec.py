@@ -24,6 +24,7 @@ _RESTARTS = 5
 _LOG_BYTES = 10 * 2**20
 _CPU_PERIOD = 100_000  # microseconds
 _TMPFS = ["rw", "nosuid", "nodev", "mode=1777"]
+_PODMANS_PLACE = PurePosixPath("/run/secrets")
 _SECRETS_PLACE = ["rw", "nosuid", "nodev", "noexec", "mode=0755", "size=64k"]
 
 
@@ -140,12 +141,9 @@ def container_spec(
         "volumes": [_mount(agent, volume) for volume in agent.volumes],
         "mounts": [
             *(_tmpfs(path, _TMPFS) for path in security.tmpfs),
-            # A file needs a place to be mounted at, and the root is read-only.
             *(
                 _tmpfs(path, _SECRETS_PLACE)
-                for path in sorted(
-                    {str(PurePosixPath(f).parent) for f in files.values()}
-                )
+                for path in _secrets_places(agent)
                 if path not in security.tmpfs
             ),
         ],
@@ -171,6 +169,15 @@ def container_spec(
             agent.expand(word, ports=ports, volumes=volumes) for word in agent.command
         ]
     return spec
+
+
+def _secrets_places(agent: AgentSpec) -> list[str]:
+    """Return where a tmpfs must be for files to be mounted: the root is read-only."""
+    places = {PurePosixPath(file).parent for file in agent.secret_files.values()}
+    # Podman mounts a directory of its own here, read-only, in which none can be made.
+    if any(place.is_relative_to(_PODMANS_PLACE) for place in places):
+        places.add(_PODMANS_PLACE)
+    return sorted(map(str, places))
 
 
 def _tmpfs(path: str, options: Sequence[str]) -> dict[str, Any]:
