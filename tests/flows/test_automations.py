@@ -12,18 +12,25 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+from prefect import tags
 from prefect.client.orchestration import get_client
 from prefect.events import Event
 from prefect.states import Running
 
 from deployments.automations import remove_others
+from flows.launch_agent import launch_agent
+from flows.maintain_repository import maintain_repository
 from flows.migrate_agent import migrate_agent
+from flows.snapshot_agent import snapshot_agent
+from flows.watch_agents import watch_agents
 from lobstertrap.cli.checkout import find_checkout
+from lobstertrap.errors import IntegrityError, NotFound
+from lobstertrap.repository.format import PACK_PREFIX
 
 pytestmark = [
     pytest.mark.prefect,
     pytest.mark.usefixtures("prefect_api"),
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1200),
 ]
 AGENT = "lobstertrap.agent.tally"
 
@@ -88,6 +95,39 @@ def wait_until(condition) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError
         time.sleep(0.2)
+
+
+@pytest.mark.s3
+@pytest.mark.slow
+def test_what_really_fails_reaches_the_webhook(client, heard, world):
+    launch_agent(agent="tally", on="laptop")
+    snapshot_agent(agent="tally", mode="live")
+    automate("--webhook", os.environ["HOOK"], "--unseen", "0.0034")
+    world.config.target("laptop").stop(world.config.agent("tally"))
+
+    watch_agents(fresh_hours=1e-9)  # and nobody looks for 12 seconds afterwards
+    with tags("snapshot"), pytest.raises(NotFound):
+        snapshot_agent(agent="ghost")
+    with tags("migrate"), pytest.raises(NotFound):
+        migrate_agent(agent="tally", to="nowhere")
+    store = world.config.open_store()
+    for info in [*store.list(PACK_PREFIX)]:
+        store.delete(info.key)
+    with tags("maintain"), pytest.raises(IntegrityError):
+        maintain_repository()
+    subjects = {
+        *("tally is not as it should be", "tally has no fresh snapshot"),
+        *("A snapshot failed", "A migration failed"),
+        *("The check of the repository failed", "Nobody looks at the agents any more"),
+    }
+    wait_until(lambda: subjects <= {one["subject"] for one in heard})
+
+    said = {one["subject"]: one["text"] for one in heard}
+    assert said.keys() == subjects
+    assert "ghost" in said["A snapshot failed"]
+    assert "nowhere" in said["A migration failed"]
+    assert "damaged" in said["The check of the repository failed"]
+    assert "should be running" in said["tally is not as it should be"]
 
 
 def test_problems_reach_a_webhook_once_and_dead_runs_end(client, heard):
