@@ -33,9 +33,7 @@ def adopt(
     ],
     name: Annotated[
         str | None,
-        typer.Argument(
-            metavar="[NAME]", help="Adopt this one; all are listed without."
-        ),
+        typer.Argument(metavar="NAME", help="Adopt this one; all are listed without."),
     ] = None,
     *,
     original: Annotated[

@@ -46,6 +46,7 @@ def snapshot(
 
     For the moment in which its last changes are read, the agent is stopped, frozen, or
     held still by its own hooks.
+    Example: lobstertrap snapshot tally --mode live
     """
     from lobstertrap.cli.flow_runs import check_first, run_flow  # noqa: PLC0415
 
@@ -60,13 +61,14 @@ def snapshot(
 def snapshots(
     agent: Annotated[
         str | None,
-        typer.Argument(
-            metavar="[AGENT]", help="Only this agent's.", show_default=False
-        ),
+        typer.Argument(metavar="AGENT", help="Only this agent's.", show_default=False),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the snapshots in the repository, oldest first."""
+    """List the snapshots in the repository, oldest first.
+
+    Example: lobstertrap snapshots tally
+    """
     config = load_config()
     repo = config.open_repository()
     unreadable: list[tuple[SnapshotName, str]] = []
@@ -109,7 +111,7 @@ def restore(
     paths: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[PATH]...",
+            metavar="PATH",
             help="With --into: only these, and all below: VOLUME/DIRECTORY/...",
             show_default=False,
         ),

@@ -25,6 +25,7 @@ def manifests(
 
     The agent's image is built and pushed, as a launch would, because its digest is in
     the YAML; nothing is made in the cluster.
+    Example: lobstertrap manifests tally --target cluster
     """
     import yaml  # noqa: PLC0415 - only here
 

@@ -86,6 +86,7 @@ def drain(
 
     One that cannot be moved stays where it is, running, and stops no other; the same
     command goes on with those that are left.
+    Example: lobstertrap drain laptop --to cluster
     """
     from lobstertrap.cli.flow_runs import run_flow  # noqa: PLC0415 - not for --help
 

@@ -31,7 +31,7 @@ def status(
     context: typer.Context,
     agent: Annotated[
         str | None,
-        typer.Argument(metavar="[AGENT]", help="Only this one.", show_default=False),
+        typer.Argument(metavar="AGENT", help="Only this one.", show_default=False),
     ] = None,
     *,
     watch: Annotated[
@@ -103,7 +103,10 @@ def logs(
         typer.Option("--on", metavar="TARGET", help="Where; its home by default."),
     ] = None,
 ) -> None:
-    """Print what an agent printed, oldest first."""
+    """Print what an agent printed, oldest first.
+
+    Example: lobstertrap logs tally -f -n 20
+    """
     from lobstertrap.errors import NotFound  # noqa: PLC0415 - not for --help
     from lobstertrap.lease import read_record  # noqa: PLC0415
     from lobstertrap.targets.base import LogSource  # noqa: PLC0415

@@ -30,6 +30,7 @@ def reclaim(
 
     Every target is asked. The agent is neither started nor stopped: the record then
     says that it lives on TARGET, and runs there if it does.
+    Example: lobstertrap reclaim tally --on laptop
     """
     from lobstertrap.cli import watch  # noqa: PLC0415 - not for --help
     from lobstertrap.errors import InvalidInput, Refused  # noqa: PLC0415

@@ -44,7 +44,10 @@ def launch(
     on: Annotated[str, typer.Option("--on", metavar="TARGET", help="Where to run it.")],
     as_json: AsJson = False,
 ) -> None:
-    """Run an agent on a target and wait until it is healthy."""
+    """Run an agent on a target and wait until it is healthy.
+
+    Example: lobstertrap launch tally --on laptop
+    """
     from lobstertrap.cli.flow_runs import check_first, run_flow  # noqa: PLC0415
 
     check_first(agent, on)
@@ -64,6 +67,7 @@ def stop(
 
     It gets the grace that its spec gives it, and is then stopped by force. With --on, a
     copy that should not be there is stopped and the agent's record is left alone.
+    Example: lobstertrap stop tally
     """
     from lobstertrap import lifecycle  # noqa: PLC0415 - not for --help
     from lobstertrap.cli import watch  # noqa: PLC0415
@@ -102,6 +106,7 @@ def remove(
     """Remove a stopped agent from a target.
 
     Its volumes stay, unless --volumes is given; then a snapshot of them is taken first.
+    Example: lobstertrap remove tally --on laptop
     """
     from lobstertrap import lifecycle  # noqa: PLC0415 - not for --help
     from lobstertrap.cli import watch  # noqa: PLC0415

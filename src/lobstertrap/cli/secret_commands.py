@@ -35,8 +35,8 @@ def secrets(
     """Show where an agent's secrets are, or bind them anew; never a value.
 
     For every secret: whether its reference resolves here, and for every target whether
-    it is there and the one that the reference gives now. Example, after a key was
-    changed at its provider: lobstertrap secrets ada --rotate
+    it is there and the one that the reference gives now. Rotate after a key was changed
+    at its provider. Example: lobstertrap secrets ada --rotate
     """
     config = load_config()
     config.agent(agent)
@@ -77,6 +77,7 @@ def preflight(
 
     Without --test-keys nobody but the target is asked; with it, each inference
     provider that the spec names gets one request that costs nothing.
+    Example: lobstertrap preflight tally --on cluster --test-keys
     """
     from lobstertrap.errors import Refused  # noqa: PLC0415 - not for --help
 
