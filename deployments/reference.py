@@ -90,7 +90,7 @@ def command_section(name: str, command: Command) -> Iterator[str]:
     whole = f"lobstertrap {name}"
     context = command.make_context(whole, [], resilient_parsing=True)
     yield f"## {name}"
-    yield f"```\n{command.get_usage(context).removeprefix('Usage: ')}\n```"
+    yield f"```text\n{command.get_usage(context).removeprefix('Usage: ')}\n```"
     said = (command.help or "").replace("\f", "").strip()
     examples = _EXAMPLES.search(said)
     yield said[: examples.start()].strip() if examples else said
