@@ -56,7 +56,7 @@ def test_the_receipt_of_a_migration_is_on_its_page(page: Page, receipt, prefect_
     assert receipt["tree_digest"] in text
 
 
-def test_the_run_of_a_migration_shows_its_name_its_state_and_what_it_said(
+def test_the_run_of_a_migration_shows_its_name_and_its_state(
     page: Page, receipt, prefect_server
 ):
     named = {"flow_runs": {"name": {"any_": ["migrate tally -> server"]}}}
@@ -64,6 +64,6 @@ def test_the_run_of_a_migration_shows_its_name_its_state_and_what_it_said(
 
     page.open(f"{prefect_server.url}/runs/flow-run/{run['id']}")
 
-    text = page.wait_for("Completed")
-    assert "tally" in text
-    assert "Task runs" in text
+    page.wait_for("Completed")
+    page.wait_for("Task Runs")
+    assert "server" in page.wait_for("tally")

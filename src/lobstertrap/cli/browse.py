@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
+from lobstertrap.cli import complete
 from lobstertrap.cli.output import AsJson, print_json, print_result, print_table
 from lobstertrap.cli.running import Agent, load_config
 
@@ -92,7 +93,12 @@ def find(
         ),
     ],
     agent: Annotated[
-        str | None, typer.Option(metavar="AGENT", help="Only in this agent's.")
+        str | None,
+        typer.Option(
+            metavar="AGENT",
+            autocompletion=complete.agents,
+            help="Only in this agent's.",
+        ),
     ] = None,
     snapshot: Annotated[
         str | None, typer.Option(metavar="SNAPSHOT", help="Only in this one.")

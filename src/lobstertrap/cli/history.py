@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from lobstertrap.cli import complete
 from lobstertrap.cli.confirm import confirm_takeover
 from lobstertrap.cli.output import AsJson, print_json, print_result, print_table
 from lobstertrap.cli.running import Agent, load_config
@@ -61,7 +62,12 @@ def snapshot(
 def snapshots(
     agent: Annotated[
         str | None,
-        typer.Argument(metavar="AGENT", help="Only this agent's.", show_default=False),
+        typer.Argument(
+            metavar="AGENT",
+            autocompletion=complete.agents,
+            help="Only this agent's.",
+            show_default=False,
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -120,7 +126,11 @@ def restore(
     to: Annotated[
         str | None,
         typer.Option(
-            "--to", metavar="TARGET", help="Onto this target.", show_default=False
+            "--to",
+            metavar="TARGET",
+            autocompletion=complete.targets,
+            help="Onto this target.",
+            show_default=False,
         ),
     ] = None,
     into: Annotated[

@@ -9,13 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lobstertrap.cli import complete
 from lobstertrap.cli.output import AsJson, print_result
 
 if TYPE_CHECKING:
     from lobstertrap.config import Config
 
 Agent = Annotated[
-    str, typer.Argument(metavar="AGENT", help="An agent in the agents directory.")
+    str,
+    typer.Argument(
+        metavar="AGENT",
+        autocompletion=complete.agents,
+        help="An agent in the agents directory.",
+    ),
 ]
 
 
@@ -41,7 +47,15 @@ def _read_block(name: str) -> str:
 def launch(
     context: typer.Context,
     agent: Agent,
-    on: Annotated[str, typer.Option("--on", metavar="TARGET", help="Where to run it.")],
+    on: Annotated[
+        str,
+        typer.Option(
+            "--on",
+            metavar="TARGET",
+            autocompletion=complete.targets,
+            help="Where to run it.",
+        ),
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Run an agent on a target and wait until it is healthy.
@@ -59,7 +73,12 @@ def stop(
     agent: Agent,
     on: Annotated[
         str | None,
-        typer.Option("--on", metavar="TARGET", help="Where; its home by default."),
+        typer.Option(
+            "--on",
+            metavar="TARGET",
+            autocompletion=complete.targets,
+            help="Where; its home by default.",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -93,7 +112,12 @@ def remove(
     agent: Agent,
     on: Annotated[
         str | None,
-        typer.Option("--on", metavar="TARGET", help="Where; its home by default."),
+        typer.Option(
+            "--on",
+            metavar="TARGET",
+            autocompletion=complete.targets,
+            help="Where; its home by default.",
+        ),
     ] = None,
     volumes: Annotated[
         bool, typer.Option("--volumes", help="Remove the volumes as well.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lobstertrap.cli import complete
 from lobstertrap.cli.output import AsJson, print_json, print_result, print_table
 from lobstertrap.cli.running import Agent, load_config
 
@@ -62,7 +63,13 @@ def secrets(
 def preflight(
     agent: Agent,
     on: Annotated[
-        str, typer.Option("--on", metavar="TARGET", help="Where it is to run.")
+        str,
+        typer.Option(
+            "--on",
+            metavar="TARGET",
+            autocompletion=complete.targets,
+            help="Where it is to run.",
+        ),
     ],
     test_keys: Annotated[
         bool,
