@@ -4,7 +4,10 @@ BIN := .venv/bin
 ARGS ?=
 MINUTES ?= 30
 
-.PHONY: demo test chaos check bench cluster cluster-down format lock clean
+.PHONY: venv demo test chaos check docs reference bench bench-downtime bench-kubernetes \
+  cluster cluster-down format lock clean
+
+venv: .venv/ready          ## .venv with the command in it: `. .venv/bin/activate`
 
 demo: .venv/ready          ## launch an agent, move it there and back, prove that nothing was lost
 	$(BIN)/lobstertrap demo $(ARGS)
@@ -21,6 +24,12 @@ check: .venv/ready         ## format, lint, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: .venv/ready          ## the site, in .site; a link that leads nowhere fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+reference: .venv/ready     ## docs/reference, from the commands and the models
+	$(BIN)/python deployments/reference.py docs/reference
 
 bench: .venv/ready         ## the snapshot engine beside its peers; as root it installs them
 	@for peer in restic borg zstd; do command -v $$peer || test "$$(id -u)" != 0 || \
@@ -60,4 +69,4 @@ lock:
 	@touch $@
 
 clean:
-	rm -rf .venv .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .demo .site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

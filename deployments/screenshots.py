@@ -8,20 +8,14 @@ It needs Chromium, and the project's own Python, in a checkout where `make demo`
 from __future__ import annotations
 
 import base64
-import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from websockets.sync.client import ClientConnection, connect
-
+from deployments.chromium import Page, browser
 from lobstertrap.cli.demo_runs import run_deployment
 from lobstertrap.cli.demo_stage import AGENT, DESTINATION, SOURCE, TOKEN, Stage
 from lobstertrap.cli.demo_watch import Tally
@@ -57,7 +51,7 @@ def main() -> int:
     ):
         try:
             migration = live()
-            with browser(chromium) as page:
+            with browser(chromium, WIDTH, HEIGHT) as page:
                 for name, path in pages(migration).items():
                     take(page, f"{stage.server.url}{path}", target / f"{name}.png")
         finally:
@@ -114,69 +108,15 @@ def pages(migration: str) -> dict[str, str]:
     }
 
 
-def take(page: ClientConnection, url: str, picture: Path) -> None:
+def take(page: Page, url: str, picture: Path) -> None:
     """Draw the page, wait until it has settled, and save what is seen."""
-    ask(page, "Page.navigate", url=url)
-    deadline = time.monotonic() + 120
-    while WORDS[picture.stem] not in text_of(page):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{url} does not show {WORDS[picture.stem]!r}")
-        time.sleep(0.5)
+    page.open(url)
+    page.wait_for(WORDS[picture.stem])
     time.sleep(SETTLE_SECONDS)
     area = {"x": 0, "y": 0, "width": WIDTH, "height": SHOWN[picture.stem], "scale": 1}
-    drawn = ask(page, "Page.captureScreenshot", format="png", clip=area)
+    drawn = page.ask("Page.captureScreenshot", format="png", clip=area)
     picture.write_bytes(base64.b64decode(drawn["data"]))
     print(picture, picture.stat().st_size)
-
-
-def text_of(page: ClientConnection) -> str:
-    """Return what a person reads on the page."""
-    asked = ask(page, "Runtime.evaluate", expression="document.body.innerText")
-    return str(asked["result"].get("value", ""))
-
-
-def ask(page: ClientConnection, method: str, **params: Any) -> dict[str, Any]:
-    """Send one command of the DevTools protocol and return its result."""
-    page.send(json.dumps({"id": 1, "method": method, "params": params}))
-    while True:
-        answer = json.loads(page.recv(timeout=30))
-        if answer.get("id") == 1:
-            return dict(answer["result"])
-
-
-@contextmanager
-def browser(chromium: str) -> Iterator[ClientConnection]:
-    """Run a headless Chromium with a profile of its own; yield its page."""
-    with tempfile.TemporaryDirectory() as profile:
-        command = [chromium, "--headless", "--disable-gpu", "--disable-quic"]
-        command += ["--no-first-run", "--disable-background-networking"]
-        command += ["--disable-component-update", "--disable-sync"]
-        command += ["--hide-scrollbars", f"--window-size={WIDTH},{HEIGHT}"]
-        command += ["--no-sandbox"] if os.geteuid() == 0 else []
-        command += [f"--user-data-dir={profile}", "--remote-debugging-port=0"]
-        process = subprocess.Popen([*command, "about:blank"], stderr=subprocess.DEVNULL)
-        try:
-            with connect(page_address(Path(profile)), max_size=None) as page:
-                yield page
-        finally:
-            process.terminate()
-            process.wait()
-
-
-def page_address(profile: Path) -> str:
-    """Return the DevTools address of the first page, once Chromium has written it."""
-    import urllib.request  # noqa: PLC0415 - only here
-
-    note = profile / "DevToolsActivePort"
-    deadline = time.monotonic() + 30
-    while not note.exists() or not note.read_text():
-        if time.monotonic() > deadline:
-            raise TimeoutError("Chromium does not start")
-        time.sleep(0.1)
-    port = note.read_text().splitlines()[0]
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list") as answer:
-        pages = json.load(answer)
-    return str(next(p["webSocketDebuggerUrl"] for p in pages if p["type"] == "page"))
 
 
 if __name__ == "__main__":

@@ -123,16 +123,22 @@ class Build(_Model):
     """A build context; paths are relative to the agent's directory."""
 
     context: str = "."
+    """The directory that is sent to the build."""
     containerfile: str = "Containerfile"
+    """The recipe, in the context."""
     args: dict[str, str] = Field(default_factory=dict)
+    """Arguments of the build; a target's own win."""
 
 
 class Volume(_Model):
     """A directory of state that must never be lost."""
 
     name: Name
+    """What snapshots and placeholders call it."""
     path: AbsolutePath
+    """Where it is in the container."""
     size: Size = 2**30
+    """How large a claim is made, where the target has claims."""
     exclude: list[str] = Field(default_factory=list)
     """Patterns as in .gitignore, relative to the volume; what need not travel."""
 
@@ -141,7 +147,9 @@ class Port(_Model):
     """A port that the agent listens on."""
 
     name: Name
+    """What health checks and placeholders call it."""
     port: int = Field(ge=1, le=65535)
+    """The number inside of the container."""
     publish: int | None = Field(default=None, ge=1, le=65535)
     """The port on the target's loopback; a free one is chosen when it is not given."""
 
@@ -150,18 +158,24 @@ class HttpProbe(_Model):
     """Ready means: GET answers 2xx or 3xx."""
 
     port: Name
+    """The name of one of `ports`."""
     path: str = Field(default="/", pattern=r"^/")
+    """What is asked for."""
 
 
 class Health(_Model):
     """How readiness is seen: an HTTP path, or a command's exit status 0."""
 
     http: HttpProbe | None = None
+    """Ready when GET answers 2xx or 3xx; or `command`."""
     command: list[str] | None = Field(default=None, min_length=1)
+    """Ready when it exits with 0, run beside the agent."""
     start: Seconds = 60.0
     """How long the agent may take to become ready."""
     interval: Seconds = 1.0
+    """How long between two looks."""
     timeout: Seconds = 5.0
+    """How long one look may take."""
 
     @model_validator(mode="after")
     def _one_probe(self) -> Self:
@@ -175,20 +189,28 @@ class Resources(_Model):
     """Upper limits, where the target can enforce them."""
 
     memory: Size = 2**30
+    """More than this and it is killed."""
     cpus: float = Field(default=1.0, gt=0)
+    """How many cores it may use."""
     pids: int = Field(default=256, gt=0)
+    """How many processes and threads it may have."""
 
 
 class Security(_Model):
     """Hardened by default; every field here relaxes one thing."""
 
     user: int = Field(default=1000, ge=0)
+    """The uid that it runs as."""
     group: int = Field(default=1000, ge=0)
+    """The gid that it runs as."""
     read_only_root: bool = True
+    """Whether only volumes and `tmpfs` take a file."""
     capabilities: list[str] = Field(default_factory=list)
     """Capabilities to add back; all are dropped."""
     no_new_privileges: bool = True
+    """Whether setuid programs give nothing."""
     tmpfs: list[AbsolutePath] = Field(default_factory=lambda: ["/tmp"])  # noqa: S108
+    """Directories in memory that it may write."""
 
 
 class SnapshotRule(_Model):
@@ -231,6 +253,7 @@ class HostRun(_Model):
     """How the agent runs as a plain process on a host target."""
 
     command: list[str] = Field(min_length=1)
+    """The program and its arguments; no shell is involved."""
 
 
 class Inference(_Model):
@@ -277,14 +300,19 @@ class AgentSpec(_Model):
     """
 
     name: Name
+    """The directory's name."""
     image: str | None = Field(default=None, min_length=1)
     """A reference, best by digest; or `build`."""
     build: Build | None = None
+    """How the image is made; or `image`."""
     command: list[str] = Field(default_factory=list)
+    """What it runs; the image's own, if empty."""
     hostname: Name | None = None
     """The same on every target; the agent's name when it is not given."""
     volumes: list[Volume] = Field(min_length=1)
+    """The directories that must never be lost."""
     secrets: dict[EnvName, SecretRefField] = Field(default_factory=dict)
+    """By the variable that holds it: where each secret is found."""
     secret_files: dict[EnvName, AbsolutePath] = Field(default_factory=dict)
     """Which of `secrets` are files, and where: in directories that hold nothing else.
     `NAME_FILE` then holds the path, and the environment no value."""
@@ -293,16 +321,25 @@ class AgentSpec(_Model):
     )
     """Inference providers that it uses; each adds the secret that it needs."""
     env: dict[EnvName, str] = Field(default_factory=dict)
+    """Variables that are not secret."""
     ports: list[Port] = Field(default_factory=list)
+    """Where it listens."""
     egress: list[Egress] = Field(default_factory=list)
     """Where it may connect to besides DNS, where the target can enforce that."""
     health: Health | None = None
+    """When it counts as ready; without this, as soon as it runs."""
     resources: Resources = Resources()
+    """Upper limits."""
     stop_timeout: Seconds = 30.0
+    """How long it may take to end before it is killed."""
     snapshot: SnapshotRule = SnapshotRule()
+    """How it is held still for a snapshot."""
     verify: Verification | None = None
+    """What must succeed after a move, before it is final."""
     security: Security = Security()
+    """What is relaxed; nothing by default."""
     host: HostRun | None = None
+    """How it runs on host targets, as a plain process."""
 
     _directory: Path = PrivateAttr(default=Path())
 

@@ -49,17 +49,22 @@ class StoreSection(_Section):
     url: Annotated[str, AfterValidator(_store_url)]
     """`s3://bucket/prefix`, `file:///path` or `file://~/path`."""
     endpoint: Annotated[str, AfterValidator(_endpoint)] | None = None
+    """The `http(s)://` address of an S3 server; AWS itself by default."""
     region: str | None = None
+    """The region, where the server wants one."""
     access_key: SecretRefField | None = None
     """Without it: whatever credentials boto3 finds by itself."""
     secret_key: SecretRefField | None = None
+    """Goes with `access_key`."""
     session_token: SecretRefField | None = None
+    """For credentials that last for a while only."""
 
 
 class RepositorySection(_Section):
     """The key that encrypts every snapshot; without it they are noise."""
 
     key: SecretRefField
+    """Where the passphrase that opens the repository is found."""
 
 
 class _Provider(BaseModel):
@@ -78,6 +83,7 @@ class EnvProvider(_Provider):
     """Variables of the environment, perhaps only some of them."""
 
     source: Literal["env"]
+    """Variables where `lobstertrap` runs."""
     allowlist: list[str] | None = None
     """The only variables that may be read; any by default."""
 
@@ -86,27 +92,36 @@ class FileProvider(_Provider):
     """A file of secrets that `{ source = "file", provider = NAME, id = ... }` names."""
 
     source: Literal["file"]
+    """A file of this machine."""
     path: str
+    """Where it is; only its owner may be able to read it."""
     mode: Literal["json", "singleValue"] = "json"
+    """A JSON object that ids point into, or one value, whose id is `value`."""
     timeout_ms: int = Field(default=5000, gt=0)
+    """How long a read may take."""
     max_bytes: int = Field(default=2**20, gt=0)
+    """How large it may be."""
 
 
 class ExecProvider(_Provider):
     """A program that is asked for secrets, by OpenClaw's exec protocol."""
 
     source: Literal["exec"]
+    """A program that is asked."""
     command: str = Field(pattern=r"^[/~]")
     """Its absolute path; no shell is involved."""
     args: list[str] = Field(default_factory=list)
+    """Its arguments; nothing secret."""
     pass_env: list[str] = Field(default_factory=list)
     """Variables that it gets from the environment of the command; no others."""
     env: dict[str, str] = Field(default_factory=dict)
     """Variables that it gets besides; nothing secret."""
     timeout_ms: int = Field(default=5000, gt=0)
+    """How long it may take."""
     no_output_timeout_ms: int | None = Field(default=None, gt=0)
     """How long it may print nothing; as long as `timeoutMs` by default."""
     max_output_bytes: int = Field(default=2**20, gt=0)
+    """How much it may answer."""
     json_only: bool = True
     """With false, a single value may be answered as plain text."""
     trusted_dirs: list[str] = Field(default_factory=list)
@@ -124,12 +139,14 @@ class SecretsSection(_Section):
     providers: dict[
         Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$")], ProviderSection
     ] = Field(default_factory=dict)
+    """By the name that references use."""
 
 
 class HostSection(_Section):
     """A target that runs agents as plain processes of this machine."""
 
     kind: Literal["host"]
+    """Plain processes of this machine."""
     root: str
     """The directory that holds the agents' volumes, logs and state."""
 
@@ -138,6 +155,7 @@ class PodmanSection(_Section):
     """A target that runs agents as containers of one Podman engine."""
 
     kind: Literal["podman"]
+    """Containers of a Podman engine."""
     url: str | None = Field(default=None, pattern=r"^(unix|ssh|tcp)://\S+$")
     """`unix://`, `ssh://` or `tcp://`; the invoking user's own socket by default."""
     identity: str | None = None
@@ -150,6 +168,7 @@ class KubernetesSection(_Section):
     """A target that runs agents as pods in one namespace of a cluster."""
 
     kind: Literal["kubernetes"]
+    """Pods of a cluster."""
     context: str | None = None
     """The kubeconfig's context; its current one by default."""
     kubeconfig: str | None = None
@@ -157,17 +176,21 @@ class KubernetesSection(_Section):
     namespace: str = Field(
         default="lobstertrap", pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
     )
+    """The one namespace that holds all of it."""
     storage_class: str | None = None
     """Of the claims; the cluster's default when it is not given."""
     access_mode: Literal["ReadWriteOnce", "ReadWriteMany"] = "ReadWriteOnce"
+    """Of the claims."""
     registry: str | None = Field(default=None, pattern=r"^[^/\s:]+(:\d+)?(/\S+)?$")
     """`host[:port]/path` where `engine` pushes images, and the cluster pulls them."""
     insecure_registry: bool = False
+    """Whether the registry speaks plain HTTP."""
     pull_secret: str | None = None
     """An existing Secret in the namespace, with which the cluster pulls."""
     engine: str | None = Field(default=None, pattern=r"^(unix|ssh|tcp)://\S+$")
     """The Podman that builds and pushes; the invoking user's own by default."""
     build_args: dict[str, str] = Field(default_factory=dict)
+    """Given to every build for this target."""
     mover_image: str | None = None
     """A mover image that the cluster can pull; our own is pushed by default."""
     platform: str | None = Field(default=None, pattern=r"^linux/[a-z0-9]+(/v\d+)?$")
@@ -198,9 +221,13 @@ class ConfigFile(_Section):
     agents: str = "agents"
     """The directory of agents, relative to the file."""
     store: StoreSection
+    """Where snapshots and agent records are kept."""
     repository: RepositorySection
+    """How snapshots are encrypted."""
     secrets: SecretsSection = SecretsSection()
+    """Where secrets are read from."""
     targets: dict[Name, TargetSection] = Field(min_length=1)
+    """By its name, each place where agents run."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -47,7 +47,9 @@ class SecretRef(BaseModel):
     configuration; `prefect`: a Secret block; `target`: a secret that is already on the
     target and never passes through here."""
     provider: str = Field(default="default", pattern=r"^[a-z][a-z0-9_-]{0,63}$")
+    """A section of `secrets.providers`; `default` needs none."""
     id: str = Field(min_length=1, max_length=256)
+    """Which of the provider's secrets: a variable, a JSON pointer, a name."""
 
     def __str__(self) -> str:
         return f"{self.source}:{self.provider}:{self.id}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from lobstertrap.cli import complete
 from lobstertrap.cli.output import AsJson, print_json, print_result, print_table
 from lobstertrap.cli.running import load_config
 from lobstertrap.cli.text import printable
@@ -29,13 +30,16 @@ def register(app: typer.Typer) -> None:
 
 def adopt(
     target: Annotated[
-        str, typer.Argument(metavar="TARGET", help="Where the agents are.")
+        str,
+        typer.Argument(
+            metavar="TARGET",
+            autocompletion=complete.targets,
+            help="Where the agents are.",
+        ),
     ],
     name: Annotated[
         str | None,
-        typer.Argument(
-            metavar="[NAME]", help="Adopt this one; all are listed without."
-        ),
+        typer.Argument(metavar="NAME", help="Adopt this one; all are listed without."),
     ] = None,
     *,
     original: Annotated[

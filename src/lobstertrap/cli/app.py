@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import signal
 import sys
 import traceback
@@ -35,10 +36,21 @@ EPILOG = (
     "3 refused because it would be unsafe, 130 interrupted."
 )
 
+_COLUMNS = shutil.get_terminal_size().columns
+_BOXES_FROM = 72
+_NARROW = range(24, 54)
+"""Here help is as narrow as the terminal, which it never is by itself."""
+
 _ENDED = {
     128 + signal.SIGINT: "interrupted",
     128 + signal.SIGTERM: "ended by SIGTERM",
 }
+
+
+def _has_room() -> bool:
+    """Say whether help may be drawn in boxes; narrow ones cut off what they hold."""
+    return sys.stdout.isatty() and _COLUMNS >= _BOXES_FROM
+
 
 app = typer.Typer(
     name="lobstertrap",
@@ -46,7 +58,11 @@ app = typer.Typer(
     epilog=EPILOG,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="rich" if _has_room() else None,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "terminal_width": _COLUMNS - 2 if _COLUMNS in _NARROW else None,
+    },
 )
 for group in (
     setup,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
+from lobstertrap.cli import complete
 from lobstertrap.cli.output import AsJson, print_json, print_result, print_table
 from lobstertrap.cli.running import Agent, load_config
 
@@ -44,7 +45,7 @@ def ls(
     path: Annotated[
         str,
         typer.Argument(
-            metavar="[PATH]",
+            metavar="PATH",
             help="VOLUME/DIRECTORY/...; all volumes by default.",
             show_default=False,
         ),
@@ -92,7 +93,12 @@ def find(
         ),
     ],
     agent: Annotated[
-        str | None, typer.Option(metavar="AGENT", help="Only in this agent's.")
+        str | None,
+        typer.Option(
+            metavar="AGENT",
+            autocompletion=complete.agents,
+            help="Only in this agent's.",
+        ),
     ] = None,
     snapshot: Annotated[
         str | None, typer.Option(metavar="SNAPSHOT", help="Only in this one.")
@@ -127,7 +133,7 @@ def diff(
     new: Annotated[
         str | None,
         typer.Argument(
-            metavar="[NEW]", help="A snapshot, or a directory of volumes (with a /)."
+            metavar="NEW", help="A snapshot, or a directory of volumes (with a /)."
         ),
     ] = None,
     as_json: AsJson = False,
@@ -154,7 +160,7 @@ def export(
     paths: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[PATH]...",
+            metavar="PATH",
             help="Only these, and all below: VOLUME/DIRECTORY/...",
             show_default=False,
         ),
@@ -185,10 +191,10 @@ def import_(
 ) -> None:
     """Take a snapshot of the tar on the standard input, as one of an agent's volumes.
 
-    Example: podman volume export old | lobstertrap import ada --volume state
-
     Nothing is changed on any target: `lobstertrap restore` does that. The tar is
     unpacked to a temporary directory first (TMPDIR says where).
+
+    Example: podman volume export old | lobstertrap import ada --volume state
     """
     from lobstertrap.cli.imports import import_tar  # noqa: PLC0415 - keep light
 

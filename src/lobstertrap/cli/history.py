@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from lobstertrap.cli import complete
 from lobstertrap.cli.confirm import confirm_takeover
 from lobstertrap.cli.output import AsJson, print_json, print_result, print_table
 from lobstertrap.cli.running import Agent, load_config
@@ -46,6 +47,7 @@ def snapshot(
 
     For the moment in which its last changes are read, the agent is stopped, frozen, or
     held still by its own hooks.
+    Example: lobstertrap snapshot tally --mode live
     """
     from lobstertrap.cli.flow_runs import check_first, run_flow  # noqa: PLC0415
 
@@ -61,12 +63,18 @@ def snapshots(
     agent: Annotated[
         str | None,
         typer.Argument(
-            metavar="[AGENT]", help="Only this agent's.", show_default=False
+            metavar="AGENT",
+            autocompletion=complete.agents,
+            help="Only this agent's.",
+            show_default=False,
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the snapshots in the repository, oldest first."""
+    """List the snapshots in the repository, oldest first.
+
+    Example: lobstertrap snapshots tally
+    """
     config = load_config()
     repo = config.open_repository()
     unreadable: list[tuple[SnapshotName, str]] = []
@@ -109,7 +117,7 @@ def restore(
     paths: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[PATH]...",
+            metavar="PATH",
             help="With --into: only these, and all below: VOLUME/DIRECTORY/...",
             show_default=False,
         ),
@@ -118,7 +126,11 @@ def restore(
     to: Annotated[
         str | None,
         typer.Option(
-            "--to", metavar="TARGET", help="Onto this target.", show_default=False
+            "--to",
+            metavar="TARGET",
+            autocompletion=complete.targets,
+            help="Onto this target.",
+            show_default=False,
         ),
     ] = None,
     into: Annotated[

@@ -30,7 +30,10 @@ def register(app: typer.Typer) -> None:
 
 @keys.command("list")
 def list_(as_json: AsJson = False) -> None:
-    """List the keys that open the repository; nothing secret is shown."""
+    """List the keys that open the repository; nothing secret is shown.
+
+    Example: lobstertrap key list
+    """
     from lobstertrap.repository.keyring import list_keys  # noqa: PLC0415
 
     found = list_keys(load_config().open_repository())
@@ -55,8 +58,9 @@ def add(
 ) -> None:
     """Let one more passphrase open the repository.
 
-    Without --env or --file it is asked for. Example, to change the passphrase: add the
-    new one, name it in lobstertrap.toml, then remove the old one.
+    Without --env or --file it is asked for. To change the passphrase, add the new one,
+    name it in lobstertrap.toml, then remove the old one.
+    Example: lobstertrap key add --label 2027 --file new.key
     """
     from lobstertrap.redaction import redactor  # noqa: PLC0415 - not for --help
     from lobstertrap.repository.keyring import add_key  # noqa: PLC0415

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from lobstertrap.cli import complete
 from lobstertrap.cli.running import Agent, load_config
 from lobstertrap.errors import InvalidInput
 
@@ -18,13 +19,20 @@ def register(app: typer.Typer) -> None:
 def manifests(
     agent: Agent,
     target: Annotated[
-        str, typer.Option("--target", metavar="TARGET", help="A Kubernetes target.")
+        str,
+        typer.Option(
+            "--target",
+            metavar="TARGET",
+            autocompletion=complete.targets,
+            help="A Kubernetes target.",
+        ),
     ],
 ) -> None:
     """Print the YAML that launching an agent on a cluster applies; no secret values.
 
     The agent's image is built and pushed, as a launch would, because its digest is in
     the YAML; nothing is made in the cluster.
+    Example: lobstertrap manifests tally --target cluster
     """
     import yaml  # noqa: PLC0415 - only here
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from lobstertrap.cli import complete
 from lobstertrap.cli.output import AsJson, print_json, print_result, print_table
 from lobstertrap.cli.running import Agent, load_config
 from lobstertrap.cli.text import duration, printable
@@ -22,7 +23,13 @@ def migrate(
     agent: Agent,
     *,
     to: Annotated[
-        str | None, typer.Option("--to", metavar="TARGET", help="The new home.")
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="TARGET",
+            autocompletion=complete.targets,
+            help="The new home.",
+        ),
     ] = None,
     abort: Annotated[
         bool, typer.Option("--abort", help="Undo the migration that is open.")
@@ -72,10 +79,21 @@ def _preview(agent: str, to: str, *, as_json: bool) -> None:
 def drain(
     context: typer.Context,
     target: Annotated[
-        str, typer.Argument(metavar="TARGET", help="The target to be emptied.")
+        str,
+        typer.Argument(
+            metavar="TARGET",
+            autocompletion=complete.targets,
+            help="The target to be emptied.",
+        ),
     ],
     to: Annotated[
-        str, typer.Option("--to", metavar="TARGET", help="The new home of them all.")
+        str,
+        typer.Option(
+            "--to",
+            metavar="TARGET",
+            autocompletion=complete.targets,
+            help="The new home of them all.",
+        ),
     ],
     parallel: Annotated[
         int, typer.Option("--parallel", min=1, help="How many at the same time.")
@@ -86,6 +104,7 @@ def drain(
 
     One that cannot be moved stays where it is, running, and stops no other; the same
     command goes on with those that are left.
+    Example: lobstertrap drain laptop --to cluster
     """
     from lobstertrap.cli.flow_runs import run_flow  # noqa: PLC0415 - not for --help
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lobstertrap.cli import complete
 from lobstertrap.cli.output import AsJson, print_json, print_table
 from lobstertrap.cli.running import Agent, load_config
 from lobstertrap.cli.text import printable
@@ -31,7 +32,12 @@ def status(
     context: typer.Context,
     agent: Annotated[
         str | None,
-        typer.Argument(metavar="[AGENT]", help="Only this one.", show_default=False),
+        typer.Argument(
+            metavar="AGENT",
+            autocompletion=complete.agents,
+            help="Only this one.",
+            show_default=False,
+        ),
     ] = None,
     *,
     watch: Annotated[
@@ -100,10 +106,18 @@ def logs(
     ] = None,
     on: Annotated[
         str | None,
-        typer.Option("--on", metavar="TARGET", help="Where; its home by default."),
+        typer.Option(
+            "--on",
+            metavar="TARGET",
+            autocompletion=complete.targets,
+            help="Where; its home by default.",
+        ),
     ] = None,
 ) -> None:
-    """Print what an agent printed, oldest first."""
+    """Print what an agent printed, oldest first.
+
+    Example: lobstertrap logs tally -f -n 20
+    """
     from lobstertrap.errors import NotFound  # noqa: PLC0415 - not for --help
     from lobstertrap.lease import read_record  # noqa: PLC0415
     from lobstertrap.targets.base import LogSource  # noqa: PLC0415

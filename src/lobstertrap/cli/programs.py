@@ -103,12 +103,13 @@ def schema(
         Shape, typer.Argument(help="agent.yaml or lobstertrap.toml.")
     ] = Shape.AGENT,
 ) -> None:
-    """Print the JSON Schema of agent.yaml or lobstertrap.toml."""
-    from lobstertrap.agent import AgentSpec  # noqa: PLC0415 - pydantic is slow
-    from lobstertrap.config_file import ConfigFile  # noqa: PLC0415
+    """Print the JSON Schema of agent.yaml or lobstertrap.toml, for an editor.
 
-    model = AgentSpec if of is Shape.AGENT else ConfigFile
-    print_json(model.model_json_schema(mode="validation"))
+    Example: lobstertrap schema config > lobstertrap.schema.json
+    """
+    from lobstertrap.cli import shapes  # noqa: PLC0415 - pydantic is slow
+
+    print_json(shapes.schema(shapes.SHAPES[of.value]))
 
 
 def demo(
@@ -154,6 +155,7 @@ def demo(
     """Move an agent there and back on this machine, or to a cluster and back.
 
     Shows what happens, and proves that nothing was lost on the way.
+    Example: lobstertrap demo --targets host
     """
     from lobstertrap.cli import demo as program  # noqa: PLC0415 - it imports Prefect
     from lobstertrap.cli.demo_cluster import Wanted  # noqa: PLC0415 - as above

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from lobstertrap.cli import complete
 from lobstertrap.cli.output import AsJson, print_result
 from lobstertrap.cli.running import Agent, load_config
 
@@ -21,7 +22,13 @@ def register(app: typer.Typer) -> None:
 def reclaim(
     agent: Agent,
     on: Annotated[
-        str, typer.Option("--on", metavar="TARGET", help="Where its newest state is.")
+        str,
+        typer.Option(
+            "--on",
+            metavar="TARGET",
+            autocompletion=complete.targets,
+            help="Where its newest state is.",
+        ),
     ],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: AsJson = False,
@@ -30,6 +37,7 @@ def reclaim(
 
     Every target is asked. The agent is neither started nor stopped: the record then
     says that it lives on TARGET, and runs there if it does.
+    Example: lobstertrap reclaim tally --on laptop
     """
     from lobstertrap.cli import watch  # noqa: PLC0415 - not for --help
     from lobstertrap.errors import InvalidInput, Refused  # noqa: PLC0415

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lobstertrap.cli import complete
 from lobstertrap.cli.output import AsJson, print_json, print_result, print_table
 from lobstertrap.cli.running import load_config
 from lobstertrap.cli.text import age, printable
@@ -108,7 +109,12 @@ def repair(
 
 
 def forget(
-    agent: Annotated[str, typer.Argument(metavar="AGENT", help="Whose snapshots.")],
+    agent: Annotated[
+        str,
+        typer.Argument(
+            metavar="AGENT", autocompletion=complete.agents, help="Whose snapshots."
+        ),
+    ],
     *,
     keep_last: Count = 0,
     keep_hourly: Count = 0,
@@ -200,7 +206,12 @@ def copy(
         ),
     ],
     agent: Annotated[
-        str | None, typer.Option(help="Only this agent's snapshots.", metavar="AGENT")
+        str | None,
+        typer.Option(
+            help="Only this agent's snapshots.",
+            metavar="AGENT",
+            autocompletion=complete.agents,
+        ),
     ] = None,
     endpoint: Annotated[
         str | None,

@@ -9,13 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lobstertrap.cli import complete
 from lobstertrap.cli.output import AsJson, print_result
 
 if TYPE_CHECKING:
     from lobstertrap.config import Config
 
 Agent = Annotated[
-    str, typer.Argument(metavar="AGENT", help="An agent in the agents directory.")
+    str,
+    typer.Argument(
+        metavar="AGENT",
+        autocompletion=complete.agents,
+        help="An agent in the agents directory.",
+    ),
 ]
 
 
@@ -41,10 +47,21 @@ def _read_block(name: str) -> str:
 def launch(
     context: typer.Context,
     agent: Agent,
-    on: Annotated[str, typer.Option("--on", metavar="TARGET", help="Where to run it.")],
+    on: Annotated[
+        str,
+        typer.Option(
+            "--on",
+            metavar="TARGET",
+            autocompletion=complete.targets,
+            help="Where to run it.",
+        ),
+    ],
     as_json: AsJson = False,
 ) -> None:
-    """Run an agent on a target and wait until it is healthy."""
+    """Run an agent on a target and wait until it is healthy.
+
+    Example: lobstertrap launch tally --on laptop
+    """
     from lobstertrap.cli.flow_runs import check_first, run_flow  # noqa: PLC0415
 
     check_first(agent, on)
@@ -56,7 +73,12 @@ def stop(
     agent: Agent,
     on: Annotated[
         str | None,
-        typer.Option("--on", metavar="TARGET", help="Where; its home by default."),
+        typer.Option(
+            "--on",
+            metavar="TARGET",
+            autocompletion=complete.targets,
+            help="Where; its home by default.",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -64,6 +86,7 @@ def stop(
 
     It gets the grace that its spec gives it, and is then stopped by force. With --on, a
     copy that should not be there is stopped and the agent's record is left alone.
+    Example: lobstertrap stop tally
     """
     from lobstertrap import lifecycle  # noqa: PLC0415 - not for --help
     from lobstertrap.cli import watch  # noqa: PLC0415
@@ -89,7 +112,12 @@ def remove(
     agent: Agent,
     on: Annotated[
         str | None,
-        typer.Option("--on", metavar="TARGET", help="Where; its home by default."),
+        typer.Option(
+            "--on",
+            metavar="TARGET",
+            autocompletion=complete.targets,
+            help="Where; its home by default.",
+        ),
     ] = None,
     volumes: Annotated[
         bool, typer.Option("--volumes", help="Remove the volumes as well.")
@@ -102,6 +130,7 @@ def remove(
     """Remove a stopped agent from a target.
 
     Its volumes stay, unless --volumes is given; then a snapshot of them is taken first.
+    Example: lobstertrap remove tally --on laptop
     """
     from lobstertrap import lifecycle  # noqa: PLC0415 - not for --help
     from lobstertrap.cli import watch  # noqa: PLC0415

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lobstertrap.cli import complete
 from lobstertrap.cli.output import AsJson, print_json, print_result, print_table
 from lobstertrap.cli.running import Agent, load_config
 
@@ -38,8 +39,8 @@ def secrets(
     """Show where an agent's secrets are, or bind them anew; never a value.
 
     For every secret: whether its reference resolves here, and for every target whether
-    it is there and the one that the reference gives now. Example, after a key was
-    changed at its provider: lobstertrap secrets ada --rotate
+    it is there and the one that the reference gives now. Rotate after a key was changed
+    at its provider. Example: lobstertrap secrets ada --rotate
     """
     config = load_config()
     config.agent(agent)
@@ -65,7 +66,13 @@ def secrets(
 def preflight(
     agent: Agent,
     on: Annotated[
-        str, typer.Option("--on", metavar="TARGET", help="Where it is to run.")
+        str,
+        typer.Option(
+            "--on",
+            metavar="TARGET",
+            autocompletion=complete.targets,
+            help="Where it is to run.",
+        ),
     ],
     test_keys: Annotated[
         bool,
@@ -80,6 +87,7 @@ def preflight(
 
     Without --test-keys nobody but the target is asked; with it, each inference
     provider that the spec names gets one request that costs nothing.
+    Example: lobstertrap preflight tally --on cluster --test-keys
     """
     from lobstertrap.errors import Refused  # noqa: PLC0415 - not for --help
 

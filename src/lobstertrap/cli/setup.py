@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
 
 def init(
     directory: Annotated[
-        Path, typer.Argument(metavar="[DIRECTORY]", help="Where; here by default.")
+        Path, typer.Argument(metavar="DIRECTORY", help="Where; here by default.")
     ] = Path(),
     *,
     store: Annotated[

@@ -21,6 +21,14 @@ _SAID = {
     "rolled-back": "move undone",
     "taken-over": "taken over",
 }
+_WHY = {
+    "pre-copy": "for a pre-copy",
+    "migration": "for a migration",
+    "before-restore": "before a restore",
+    "before-removal": "before its removal",
+    "rolled-back": "of a destination that was given up",
+}
+"""Purposes of snapshots in words; others speak for themselves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +98,7 @@ def _taken(snapshot: Snapshot) -> Event:
     tags: dict[str, Any] = dict(snapshot.tags)
     held = tags.get("consistency", snapshot.consistency)
     said = [f"{size(snapshot.bytes)}, {size(snapshot.new_bytes)} new", str(held)]
-    said += [f"for a {tags['purpose']}"] if tags.get("purpose") else []
+    said += [_WHY.get(str(why), str(why))] if (why := tags.get("purpose")) else []
     said += [f"{len(snapshot.warnings)} warnings"] if snapshot.warnings else []
     return Event(
         at=snapshot.created_at,
