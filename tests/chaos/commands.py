@@ -6,6 +6,7 @@ and the configuration lead somewhere else. So the order tested is the flows' own
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import FunctionType, SimpleNamespace
@@ -139,6 +140,7 @@ class _Repository:
 
 def rebind(function: Callable[..., Any], names: dict[str, Any]) -> Callable[..., Any]:
     """Return a copy of `function` and of its module's others, which see `names`."""
+    function = inspect.unwrap(function)  # what a step is wrapped in is about Prefect
     scope = {**function.__globals__}
     for name, value in function.__globals__.items():
         if isinstance(value, FunctionType) and value.__module__ == function.__module__:
