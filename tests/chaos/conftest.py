@@ -26,6 +26,7 @@ from lobstertrap.errors import LobsterTrapError
 from lobstertrap.lease import AgentRecord, read_record
 from lobstertrap.stores import StoreSettings
 from lobstertrap.targets.base import Target
+from lobstertrap.targets.kubernetes_spec import DATA
 from lobstertrap.targets.podman_engine import PodmanEngine
 from tests.chaos.driver import MARK
 from tests.fixtures.cluster import Namespace
@@ -56,6 +57,8 @@ class Talker:
             running = self._running(spec, targets)
             if len(running) > 1:  # the first may have ended before the second began
                 self.two_running += len(self._running(spec, targets)) > 1
+            if not any(running):
+                self._stop.wait(INTERVAL)
             for address in filter(None, running):
                 with suppress(OSError, Answered, HTTPException, ValueError):
                     while not self._stop.wait(INTERVAL):
@@ -346,7 +349,7 @@ def cluster_place(
             return _on_podman(podman_laptop)
         claim = namespace.get("pvc", "lobstertrap-tally-state")
         volume = cluster.get("pv", claim["spec"]["volumeName"])
-        return Path(volume["spec"]["local"]["path"])
+        return Path(volume["spec"]["local"]["path"], DATA)
 
     section = _s3(pod_store, monkeypatch)
     with _place(tmp_path, monkeypatch, targets, state=state, store=section) as made:

@@ -203,10 +203,10 @@ def test_a_source_that_is_out_of_reach_at_the_cutover_keeps_its_agent(
         assert not socket.exists()
         assert ended.status != 0
         assert "no podman answers" in place.driver.errors()
-        wait_for_messages(place.talker)
         assert place.record.target == "laptop"
         assert place.record.migration.step == "rolling-back"
 
+    wait_for_messages(place.talker)
     assert place.running() == [("laptop", place.record.epoch)]
     settle(place, place.driver.migrate("server"), "server")
 

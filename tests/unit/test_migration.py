@@ -262,6 +262,12 @@ def test_a_source_that_does_not_end_is_not_left_for_stopped(world: World) -> Non
         migration.quiesce(handle)
 
 
+def test_a_restore_bars_the_movers_of_who_held_the_agent_before(world: World) -> None:
+    opened(world, "precopy")
+
+    assert world.places["server"].turn_barred == world.record().turn
+
+
 def test_nothing_is_restored_under_an_agent_that_runs(world: World) -> None:
     process = Process(world)
     handle = process.handle(process.acquire("test").operation_id)
