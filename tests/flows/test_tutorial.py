@@ -23,7 +23,7 @@ SAID = {
     "lobstertrap doctor": "ok      repository",
     "lobstertrap serve --background": "running",
     "lobstertrap logs hello": "start number 1",
-    "lobstertrap snapshots hello": "desk",
+    "lobstertrap snapshots hello": "asked for",
     "lobstertrap migrate hello --to server --dry-run": "cutover",
     "lobstertrap logs hello -n 1": "start number",
     "lobstertrap history hello": "server -> desk",
