@@ -24,7 +24,7 @@ SAID = {
     "lobstertrap serve --background": "running",
     "lobstertrap logs hello": "start number 1",
     "lobstertrap snapshots hello": "asked for",
-    "lobstertrap migrate hello --to server --dry-run": "cutover",
+    "lobstertrap migrate hello --to server --dry-run": "pre-copy",
     "lobstertrap logs hello -n 1": "start number",
     "lobstertrap history hello": "server -> desk",
     "lobstertrap diff 1a2b3c4d latest": "M state/starts",
