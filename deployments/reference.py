@@ -27,6 +27,9 @@ _INTRODUCTION = (
 )
 _EXAMPLES = re.compile(r"\s*Examples?: (?P<lines>.*)", re.DOTALL)
 Command = Any  # typer has a click of its own, without public types
+_WIDTH = 200
+"""No usage line is broken, whatever terminal this runs in."""
+
 _TYPES = {"str": "text", "int": "number", "float": "number", "bool": "true or false"}
 
 
@@ -88,7 +91,9 @@ def commands_page() -> str:
 def command_section(name: str, command: Command) -> Iterator[str]:
     """Yield the paragraphs of one command."""
     whole = f"lobstertrap {name}"
-    context = command.make_context(whole, [], resilient_parsing=True)
+    context = command.make_context(
+        whole, [], resilient_parsing=True, terminal_width=_WIDTH
+    )
     yield f"## {name}"
     yield f"```text\n{command.get_usage(context).removeprefix('Usage: ')}\n```"
     said = (command.help or "").replace("\f", "").strip()

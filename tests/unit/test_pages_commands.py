@@ -24,13 +24,13 @@ ELSEWHERE = {
     "prefect deployment run": "tests/flows/test_serve.py",
     "lobstertrap manifests": "tests/integration/test_kubernetes_commands.py",
     "lobstertrap adopt": "tests/integration/test_adopt.py",
-    "lobstertrap import": "tests/unit/test_cli_browse.py",
     "lobstertrap secrets": "tests/unit/test_cli.py",
     "python deployments/automations.py": "tests/flows/test_automations.py",
 }
 """What a test of its own runs. The tutorial's commands are run by
 tests/flows/test_tutorial.py."""
 
+GLOBAL = {"--debug", "--version", "--help", "--install-completion"}
 NAMES = {"lobstertrap slot 1", "agents/_repository/record.json"}
 """What only looks like a command or a path: names inside of stores and ciphers."""
 
@@ -83,7 +83,7 @@ def check_words(words: tuple[str, ...], span: str) -> None:
     elif program == "prefect":
         check_prefect(words, span)
     elif program == "lobstertrap" and rest != ["COMMAND", "--help"]:
-        rest = [w for w in rest if w not in ("--debug", "--version", "--help")]
+        rest = [w for w in rest if w not in GLOBAL]
         if not rest or rest[0] == "COMMAND":
             return
         name = next((n for n in (" ".join(rest[:2]), rest[0]) if n in COMMANDS), None)

@@ -21,6 +21,7 @@ def manifests(
     target: Annotated[
         str,
         typer.Option(
+            "--on",
             "--target",
             metavar="TARGET",
             autocompletion=complete.targets,
@@ -32,7 +33,7 @@ def manifests(
 
     The agent's image is built and pushed, as a launch would, because its digest is in
     the YAML; nothing is made in the cluster.
-    Example: lobstertrap manifests tally --target cluster
+    Example: lobstertrap manifests tally --on cluster
     """
     import yaml  # noqa: PLC0415 - only here
 
