@@ -17,14 +17,13 @@ from typing import Any
 
 import pytest
 
-from lobstertrap import config, consistency, lifecycle, migration, takeover
+from lobstertrap import config, lifecycle, migration
 from lobstertrap.agent import AgentSpec
-from lobstertrap.errors import Unavailable
 from lobstertrap.lease import AgentRecord, read_record
 from lobstertrap.stores import StoreSettings
 from lobstertrap.targets.base import CommandRunner
 from lobstertrap.targets.podman_engine import PodmanEngine
-from tests.chaos.conftest import Driver, wait_until
+from tests.chaos.conftest import Driver
 from tests.fixtures.cluster import Namespace
 from tests.fixtures.model import KEY, Model, serve_model
 from tests.fixtures.openclaw import TOKEN, OpenClaw, load_base, write_agent
@@ -35,7 +34,7 @@ pytestmark = [
     pytest.mark.podman,
     pytest.mark.slow,
     # OpenClaw ends when a thread of its own does not begin within five seconds, and
-    # others that work beside it make it so: .ci/run runs it with nothing else.
+    # others that work beside it make it so: run it with nothing else.
     pytest.mark.long,
     pytest.mark.timeout(1800),
 ]
@@ -44,7 +43,6 @@ HOMER = "My lobster is called Homer."
 MAINE = "It lives in Maine."
 PATIENCE = 300.0
 STATE = "{{.State.Status}}"
-SUSPENSION = "/tmp/openclaw-suspension"  # noqa: S108 - in the container, by its hook
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,14 +78,6 @@ class World:
         shown = self.engine.run("inspect", "--format", STATE, self.container)
         return shown.strip() == "stopping"
 
-    def is_held(self) -> bool:
-        """Whether the gateway on the laptop lets turns end and admits no new one."""
-        try:
-            self.engine.run("exec", self.container, "test", "-e", SUSPENSION)
-        except Unavailable:
-            return False
-        return True
-
     def openclaw(self, target: str) -> OpenClaw:
         """Return a client of the gateway that runs on a target."""
         address = self.loaded.target(target).status(self.spec).addresses["gateway"]
@@ -101,11 +91,6 @@ class World:
         """Run it and wait until it is ready."""
         with self.loaded.hold(self.name, "launch") as handle:
             lifecycle.launch(handle, on)
-
-    def snapshot_by_hook(self) -> dict[str, Any]:
-        """Take a snapshot as a schedule does."""
-        with self.loaded.hold(self.name, "snapshot") as handle:
-            return consistency.snapshot_hooked(handle, "laptop")
 
     def migrate(self, to: str) -> dict[str, Any]:
         """Move it, as flows/migrate_agent.py does when nothing goes wrong."""
@@ -223,25 +208,6 @@ def test_a_conversation_goes_on_in_the_cluster_and_back_on_the_laptop(
     assert not world.model.refused
 
 
-def test_a_snapshot_taken_while_it_answers_lives_on_when_the_laptop_is_lost(
-    world: World, namespace: Namespace
-) -> None:
-    namespace.allow_commands()
-    world.launch("laptop")
-    first = world.openclaw("laptop").say(HOMER)
-
-    second, taken = snapshot_in_the_middle_of_a_turn(world, MAINE)
-    world.engine.run("rm", "--force", "--time", "0", world.container)
-    world.engine.run("volume", "rm", f"{world.container}-state")
-    with world.loaded.hold(world.name, "restore") as handle:
-        chosen = takeover.take_over(handle, "cluster", taken["snapshot"])
-        lifecycle.restore_home(handle, "cluster", snapshot=chosen)
-        lifecycle.resume(handle, "cluster")
-
-    world.openclaw("cluster").say("What is it called, and where does it live?")
-    assert_heard_once(world, HOMER, first, MAINE, second)
-
-
 def killed_in_the_middle_of_a_turn(world: World, to: str, text: str) -> str:
     """Say something on the laptop, and kill who migrates before there is an answer.
 
@@ -269,25 +235,6 @@ def killed_in_the_middle_of_a_turn(world: World, to: str, text: str) -> str:
             return turn.result(PATIENCE)
     finally:
         driver.close()
-
-
-def snapshot_in_the_middle_of_a_turn(
-    world: World, text: str
-) -> tuple[str, dict[str, Any]]:
-    """Say something on the laptop, and let a snapshot by hook begin before the answer.
-
-    Returns the answer and the snapshot's result.
-    """
-    openclaw = world.openclaw("laptop")
-    with ThreadPoolExecutor(2) as others, world.model.thinking() as arrived:
-        turn = others.submit(openclaw.say, text)
-        assert arrived.wait(PATIENCE)
-        taking = others.submit(world.snapshot_by_hook)
-        wait_until(lambda: world.is_held() or taking.done(), seconds=PATIENCE)
-        assert not taking.done()
-        assert not turn.done()
-        world.model.think_no_more()
-        return turn.result(PATIENCE), taking.result(PATIENCE)
 
 
 def assert_heard_once(world: World, *texts: str) -> None:
