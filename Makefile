@@ -48,6 +48,9 @@ bench-downtime: .venv/ready ## how long an agent is down when it moves, beside d
 bench-kubernetes: .venv/ready ## a mover pod beside `kubectl exec tar`, launch beside `kubectl apply` (root)
 	$(BIN)/python -m benchmarks.kubernetes $(ARGS)
 
+bench-prefect: .venv/ready  ## what Prefect costs: around a deployment's run, between steps, by command
+	$(BIN)/python -m benchmarks.prefect $(ARGS)
+
 format: .venv/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .

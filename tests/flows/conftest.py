@@ -9,9 +9,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -55,8 +56,8 @@ class World:
         """Return a client of the tally that runs on a target."""
         return TallyClient(address=self.status(target).addresses["http"])
 
-    def break_tally_on(self, target: str) -> None:
-        """Let tally's program end at once on a target."""
+    def break_tally_on(self, target: str) -> Callable[[], object]:
+        """Let tally's program end at once on a target; returns what mends it."""
         program = self.directory / "agents" / "tally" / "tally.py"
         text = program.read_text("utf-8")
         sign = "from __future__ import annotations\n"
@@ -65,17 +66,22 @@ class World:
         )
         assert sign in text
         program.write_text(text.replace(sign, sign + check, 1), "utf-8")
+        return partial(program.write_text, text, "utf-8")
 
-    def suspend_tally(self) -> None:
-        """Let tally's stop take its whole grace: ten seconds to do something in."""
+    def suspend_tally(self) -> int:
+        """Let tally's stop take its whole grace: ten seconds to do something in.
+
+        Returns its pid; SIGCONT lets it end earlier.
+        """
         program = os.fsencode(self.directory / "agents/tally/tally.py")
-        found = 0
+        found = []
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with suppress(OSError):
                 if path.read_bytes().split(b"\0")[1:2] == [program]:
                     os.kill(int(path.parent.name), signal.SIGSTOP)
-                    found += 1
-        assert found == 1
+                    found.append(int(path.parent.name))
+        assert len(found) == 1
+        return found[0]
 
     def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
         """Start the `lobstertrap` command, in a session of its own."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -19,6 +20,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 
 from lobstertrap.cli.checkout import find_checkout
+from lobstertrap.cli.prefect_server import isolated
 from tests.fixtures.ports import free_port
 
 pytestmark = [
@@ -50,6 +52,13 @@ class Served:
         )
         return done.stdout + done.stderr
 
+    def start(self, deployment: str, *parameters: str) -> str:
+        """Run `prefect deployment run ...` and return the run's id."""
+        said = self.run(deployment, *(f"--param={one}" for one in parameters))
+        found = re.search(r"UUID: (\S+)", said)
+        assert found, said
+        return found[1]
+
     def prefect(self, *arguments: str) -> str:
         """Run Prefect's own command and return what it said."""
         done = subprocess.run(
@@ -72,6 +81,14 @@ class Served:
             )
             return str(run.id)
 
+    def result(self, run_id: str) -> dict[str, Any]:
+        """Return what the run's flow has returned, when it is completed."""
+        ended = self.wait_for_state(run_id, 240)
+        with self.client() as client:
+            state = client.read_flow_run(run_id).state
+        assert ended == "Completed", state.message
+        return state.result()
+
     def client(self) -> SyncPrefectClient:
         """Return a client of its server."""
         return get_client(sync_client=True)
@@ -91,6 +108,12 @@ class Served:
                     return str(state.name)
                 time.sleep(0.2)
         raise TimeoutError(run_id)
+
+
+@pytest.fixture(scope="module")
+def prefect_environment(tmp_path_factory) -> dict[str, str]:
+    """Return the environment of a person without settings; no other server starts."""
+    return isolated(os.environ, tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +216,45 @@ def test_a_killed_flow_is_rolled_back_by_its_runner(on_laptop, served):
 
     wait_until(lambda: served.state(run) == "Completed", 120)
     on_laptop.settle_on("server")
+
+
+def test_a_retry_of_a_failed_migration_begins_again_and_succeeds(on_laptop, served):
+    mend = on_laptop.break_tally_on("server")
+    run = served.ask("migrate-agent/default", to="server")
+    ended = served.wait_for_state(run, 300)
+    mend()
+    on_laptop.settle_on("laptop")
+
+    served.prefect("flow-run", "retry", run)
+
+    assert ended == "Failed"
+    wait_until(lambda: served.state(run) == "Completed", 300)
+    on_laptop.settle_on("server")
+
+
+@pytest.mark.long  # tests/flows/test_team.py runs each of them in CI
+def test_every_other_deployment_is_run_by_prefects_command(on_laptop, served):
+    taken = served.result(served.start("snapshot-agent/scheduled"))
+    seen = served.start("watch-agents/every-ten-minutes")
+    kept = served.start("maintain-repository/weekly", "sample_percent=100")
+    served.result(kept)
+    to = ("agent=tally", "to=laptop")
+    restored = served.result(served.start("restore-agent/default", *to))
+    whole = ("source=laptop", "to=server")
+    moved = served.result(served.start("migrate-fleet/default", *whole))
+
+    assert [row["agent"] for row in taken["agents"]] == ["tally"]
+    assert [row["where"] for row in served.result(seen)["agents"]] == ["laptop"]
+    assert restored["phase"] == "running"
+    assert moved["moved"] == 1
+    on_laptop.settle_on("server")
+
+
+def test_a_run_for_an_agent_that_is_gone_names_it(on_laptop, served):
+    said = served.run("snapshot-agent/scheduled", "--param", "agent=ghost")
+
+    assert "'ghost' is not one of ['tally']" in said
+    assert "Traceback" not in said
 
 
 def test_a_migration_waits_for_an_approval_and_holds_nothing_meanwhile(

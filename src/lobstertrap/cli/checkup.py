@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -169,6 +170,7 @@ def _target(config: Config, name: str) -> list[Finding]:
 
 def _prefect() -> list[Finding]:
     from lobstertrap.cli import served  # noqa: PLC0415 - not for --help
+    from lobstertrap.cli.flow_server import is_configured  # noqa: PLC0415
 
     try:
         version = importlib.metadata.version("prefect")
@@ -183,6 +185,8 @@ def _prefect() -> list[Finding]:
             )
         ]
     findings = [_ok("prefect", version)]
+    if is_configured(os.environ):
+        return [*findings, _chosen_server()]
     running = served.find(served.data_dir())
     if running is not None:
         findings.append(_ok("serve", f"runs at {running.url}"))
@@ -190,6 +194,17 @@ def _prefect() -> list[Finding]:
         mend = "lobstertrap serve --background: schedules, the UI, and quicker commands"
         findings.append(_note("serve", "does not run", mend))
     return findings
+
+
+def _chosen_server() -> Finding:
+    from lobstertrap.cli.chosen_server import (  # noqa: PLC0415 - it imports Prefect
+        require_server,
+    )
+
+    try:
+        return _ok("prefect server", require_server())
+    except LobsterTrapError as error:
+        return _bad("prefect server", error)
 
 
 def _ok(part: str, found: str) -> Finding:

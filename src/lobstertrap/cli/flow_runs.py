@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 from collections.abc import MutableMapping
 from typing import Any
@@ -18,6 +19,7 @@ from lobstertrap.errors import NotFound
 _QUIET = {
     # The command line shows progress and errors itself; the run's log is in the UI.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_HANDLERS_DEBUG_LEVEL": "CRITICAL",  # events that were not sent
     "PREFECT_LOGGING_EXTRA_LOGGERS": "lobstertrap",
 }
 _PATIENT = {
@@ -30,12 +32,17 @@ def run_flow(context: typer.Context, flow: str, **parameters: Any) -> dict[str, 
     """Run `flows/<flow>.py`'s flow of the same name and return what it returns."""
     debug = bool(context.ensure_object(dict).get("debug"))
     _prepare(os.environ, debug=debug)
+    logging.raiseExceptions = (
+        debug  # a log line that the server does not get is no news
+    )
     with a_server(os.environ) as reporting:
         try:
             module = importlib.import_module(f"flows.{flow}")
         except ModuleNotFoundError as error:
             raise _not_here(error) from error
-        with reporting(), watch.shown():
+        from lobstertrap.cli.chosen_server import explained  # noqa: PLC0415 - as above
+
+        with explained(), reporting(), watch.shown():
             return dict(getattr(module, flow)(**parameters))
 
 

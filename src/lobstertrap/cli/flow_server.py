@@ -15,8 +15,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from lobstertrap.cli import served
+from lobstertrap.cli.prefect_database import require_writable
 from lobstertrap.cli.prefect_server import PrefectServer
-from lobstertrap.errors import LobsterTrapError
+from lobstertrap.errors import Refused
 
 Reporting = Callable[[], AbstractContextManager[None]]
 
@@ -29,26 +30,42 @@ _DRAIN_SECONDS = 10
 def a_server(environ: MutableMapping[str, str]) -> Iterator[Reporting]:
     """Find or begin a server; within what it yields, flows and children report there.
 
-    Nothing is changed where a person has configured one. Where no server of ours can be
-    had, because another command uses its directory, Prefect starts one by itself.
+    Nothing is changed where a person has configured one; it is only asked first. Where
+    no server of ours can be had, because another command uses its directory, Prefect
+    starts one by itself.
+
+    Raises `Unavailable` when another program keeps our database.
     """
     if is_configured(environ):
-        yield nullcontext
+        yield _chosen
         return
-    note = served.find(served.data_dir())
+    directory = served.data_dir()
+    note = served.find(directory)
     if note is not None and _answers(note.url):
+        require_writable(directory)
         yield partial(_reporting, environ, note.api)
         return
-    server = PrefectServer(served.data_dir())
+    server = PrefectServer(directory)
     try:
         server.begin()
-    except LobsterTrapError:
+    except Refused:
         yield nullcontext
         return
     try:
         yield partial(_reporting, environ, server.api, server.wait)
     finally:
         server.stop()
+
+
+@contextmanager
+def _chosen() -> Iterator[None]:
+    """Let nothing begin before the server that a person has chosen has answered."""
+    from lobstertrap.cli.chosen_server import (  # noqa: PLC0415 - it imports Prefect
+        require_server,
+    )
+
+    require_server()
+    yield
 
 
 @contextmanager

@@ -11,7 +11,6 @@ import fcntl
 import http.client
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from lobstertrap.cli.ports import address, free_port
+from lobstertrap.cli.prefect_database import require_writable
 from lobstertrap.cli.served import LOCK
 from lobstertrap.errors import NotFound, Refused, Unavailable
 from lobstertrap.tied import tied
@@ -72,7 +73,7 @@ class PrefectServer:
     def url(self) -> str:
         """Where the UI is, for a person."""
         host = _REACHED_AT.get(self._host, self._host)
-        return f"http://{_address(host)}:{self._port}"
+        return f"http://{address(host)}:{self._port}"
 
     @property
     def api(self) -> str:
@@ -105,12 +106,13 @@ class PrefectServer:
     def begin(self) -> None:
         """Start its process; raises `Refused` when another keeps the directory.
 
-        And `Unavailable` when the port is taken.
+        And `Unavailable` when the port is taken or another program keeps its database.
         """
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._take_directory()
         try:
-            self._port = _free_port(self._host, self._port)
+            require_writable(self._directory)
+            self._port = free_port(self._host, self._port)
             self._spawn()
         except BaseException:
             self.stop()
@@ -221,25 +223,6 @@ def isolated(environ: Mapping[str, str], home: Path) -> dict[str, str]:
         "PREFECT_RUNNER_POLL_FREQUENCY": "1",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     }
-
-
-def _address(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
-def _free_port(host: str, wanted: int | None) -> int:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, wanted or 0))
-        except OSError as error:
-            raise Unavailable(
-                f"{_address(host)}:{wanted} cannot be used for Prefect's server: "
-                f"{error.strerror}",
-                hint="stop what listens there, or choose another --port",
-            ) from error
-        return int(probe.getsockname()[1])
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
