@@ -13,7 +13,7 @@ demo: .venv/ready          ## launch an agent, move it there and back, prove tha
 	$(BIN)/lobstertrap demo $(ARGS)
 
 test: .venv/ready          ## every test that this machine can run
-	$(BIN)/pytest -n 3 --dist loadfile $(ARGS)
+	$(BIN)/pytest -n 4 --dist loadfile $(ARGS)
 
 chaos: .venv/ready         ## the long proof: MINUTES=30, LOBSTERTRAP_SEED=n repeats a run
 	LOBSTERTRAP_SEED=$${LOBSTERTRAP_SEED:-$$(date +%s)} \

@@ -58,7 +58,6 @@ def test_killed_at_every_boundary_between_podman_engines_it_moves_whole(
 
 @pytest.mark.podman
 @pytest.mark.kubernetes
-@pytest.mark.long
 def test_killed_on_the_way_to_a_cluster_the_same_command_moves_it_whole(
     cluster_place: Place,
 ) -> None:
