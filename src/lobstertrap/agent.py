@@ -301,6 +301,8 @@ class AgentSpec(_Model):
 
     name: Name
     """The directory's name."""
+    labels: list[Name] = Field(default_factory=list)
+    """Words by which agents are chosen, as in `drain --label`."""
     image: str | None = Field(default=None, min_length=1)
     """A reference, best by digest; or `build`."""
     build: Build | None = None

@@ -39,28 +39,39 @@ class Outcome:
 
 
 def members(
-    records: Mapping[str, AgentRecord | None], source: str, destination: str
+    records: Mapping[str, AgentRecord | None], source: str | None, destination: str
 ) -> list[str]:
-    """Return the agents that live on `source`, or are on their way from it."""
+    """Return the agents that live on `source`, or are on their way from it.
+
+    Without a source: those that live anywhere else than on `destination`.
+    """
     return [
         name
         for name, record in records.items()
         if record is not None
-        and record.target == source
+        and _lives(record, source, destination)
         and (record.migration is None or record.migration.destination == destination)
     ]
 
 
 def left_out(
-    records: Mapping[str, AgentRecord | None], source: str, destination: str
+    records: Mapping[str, AgentRecord | None], source: str | None, destination: str
 ) -> list[str]:
     """Return the agents on `source` whose open migration leads elsewhere."""
     chosen = members(records, source, destination)
     return [
         name
         for name, record in records.items()
-        if record is not None and record.target == source and name not in chosen
+        if record is not None
+        and _lives(record, source, destination)
+        and name not in chosen
     ]
+
+
+def _lives(record: AgentRecord, source: str | None, destination: str) -> bool:
+    if source is None:
+        return record.target not in (None, destination)
+    return record.target == source
 
 
 Migrate = Callable[[str], Outcome]

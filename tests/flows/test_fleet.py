@@ -25,7 +25,8 @@ def fleet(world):
         other.mkdir()
         (other / "tally.py").write_bytes((first / "tally.py").read_bytes())
         text = (first / "agent.yaml").read_text("utf-8")
-        (other / "agent.yaml").write_text(text.replace("name: tally", f"name: {name}"))
+        named = text.replace("name: tally", f"name: {name}\nlabels: [letters]")
+        (other / "agent.yaml").write_text(named)
     for name in NAMES:
         launch_agent(agent=name, on="laptop")
     yield world
@@ -61,6 +62,16 @@ def test_one_that_cannot_move_stays_and_stops_no_other(fleet):
 
     assert [row["agent"] for row in again["agents"]] == ["tally-b"]
     assert set(homes(fleet).values()) == {"server"}
+
+    back = migrate_fleet(to="laptop", label="letters")
+
+    assert [row["agent"] for row in back["agents"]] == ["tally-b", "tally-c"]
+    assert homes(fleet)["tally"] == "server"
+
+
+def test_a_fleet_is_a_source_or_a_label(world):
+    with pytest.raises(InvalidInput, match="which agents"):
+        migrate_fleet(to="laptop")
 
 
 def test_a_target_is_not_emptied_onto_itself(world):

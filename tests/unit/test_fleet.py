@@ -47,6 +47,11 @@ def test_who_lives_there_or_is_on_the_way_belongs_to_the_fleet() -> None:
     assert left_out(RECORDS, "laptop", "server") == ["eve"]
 
 
+def test_without_a_source_whoever_lives_elsewhere_belongs_to_it() -> None:
+    assert members(RECORDS, None, "server") == ["ada", "dora"]
+    assert left_out(RECORDS, None, "server") == ["eve"]
+
+
 def test_a_few_move_at_the_same_time_and_no_more() -> None:
     lock, now, most = threading.Lock(), [0], [0]
 

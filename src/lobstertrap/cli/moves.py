@@ -86,6 +86,7 @@ def drain(
             help="The target to be emptied.",
         ),
     ],
+    *,
     to: Annotated[
         str,
         typer.Option(
@@ -95,6 +96,10 @@ def drain(
             help="The new home of them all.",
         ),
     ],
+    label: Annotated[
+        str | None,
+        typer.Option("--label", help="Only agents whose agent.yaml has this label."),
+    ] = None,
     parallel: Annotated[
         int, typer.Option("--parallel", min=1, help="How many at the same time.")
     ] = 2,
@@ -111,7 +116,7 @@ def drain(
     config = load_config()
     for name in (target, to):
         config.require_target(name)
-    asked = {"source": target, "to": to, "parallel": parallel}
+    asked = {"source": target, "to": to, "label": label, "parallel": parallel}
     result = run_flow(context, "migrate_fleet", **asked)
     if as_json:
         print_json(result)
