@@ -4,7 +4,7 @@ BIN := .venv/bin
 ARGS ?=
 MINUTES ?= 30
 
-.PHONY: venv demo test chaos check docs reference bench bench-downtime bench-kubernetes \
+.PHONY: venv demo test chaos check docs reference bench bench-snapshots bench-downtime bench-kubernetes bench-prefect \
   cluster cluster-down format lock clean
 
 venv: .venv/ready          ## .venv with the command in it: `. .venv/bin/activate`
@@ -31,7 +31,11 @@ docs: .venv/ready          ## the site, in .site; a link that leads nowhere fail
 reference: .venv/ready     ## docs/reference, from the commands and the models
 	$(BIN)/python deployments/reference.py docs/reference
 
-bench: .venv/ready         ## the snapshot engine beside its peers; as root it installs them
+bench:                     ## both of the next two; each alone takes ARGS
+	$(MAKE) bench-snapshots ARGS=
+	$(MAKE) bench-downtime ARGS=
+
+bench-snapshots: .venv/ready ## the snapshot engine beside its peers; as root it installs them
 	@for peer in restic borg zstd; do command -v $$peer || test "$$(id -u)" != 0 || \
 	  apt-get install -qy restic borgbackup zstd; done >/dev/null || true
 	$(BIN)/python -m benchmarks.snapshots $(ARGS)
