@@ -1,6 +1,7 @@
 """What every test may use; the real parts are started by tests/fixtures/."""
 
 import os
+import signal
 from collections.abc import Generator
 
 import pytest
@@ -21,6 +22,9 @@ settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("any machine")
+
+# A shell ignores Ctrl-C for what it starts in the background, and for all below that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:

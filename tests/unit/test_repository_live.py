@@ -1,5 +1,6 @@
 """A database that is written while it is read: whole, or named."""
 
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -111,10 +112,27 @@ def test_a_journal_of_a_later_transaction_is_left_out(root, database, monkeypatc
 def test_a_file_is_settled_when_another_write_would_show(tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"one")
     written = (tmp_path / "file").stat()
-    tick = source.TICK_NS
-    seen = {}
-    for after in (0, tick // 2, tick, -3600 * 10**9):  # the last: another clock's
-        monkeypatch.setattr(time, "time_ns", lambda a=after: written.st_ctime_ns + a)
-        seen[after] = source.settled(written)
+    asked, settled = [], []
+    for after in (0, 4_000_000, -4_000_000):  # the last: a kernel with finer times
+        now = written.st_ctime_ns + after
+        monkeypatch.setattr(
+            time, "clock_gettime_ns", lambda c, n=now: asked.append(c) or n
+        )
+        settled.append(source.settled(written))
 
-    assert list(seen.values()) == [False, False, True, True]
+    assert settled == [False, True, True]
+    assert set(asked) == {5}  # CLOCK_REALTIME_COARSE, linux/time.h
+
+
+def test_a_file_that_was_just_written_is_read_a_tick_later(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"one")
+    with (tmp_path / "file").open("rb") as file:
+        written = os.fstat(file.fileno()).st_ctime_ns
+        times = iter([written, written, written + 4_000_000])
+        monkeypatch.setattr(time, "clock_gettime_ns", lambda _: next(times))
+        slept: list[float] = []
+        monkeypatch.setattr(time, "sleep", slept.append)
+
+        source.settled_status(file.fileno())
+
+    assert len(slept) == 2

@@ -31,8 +31,10 @@ from lobstertrap.repository.scan import (
 from lobstertrap.repository.snapshot import Owners
 
 MAX_HOLE_ITEM = 1 << 31
-TICK_NS = 20_000_000
-"""Twice the longest tick of the clock that files' times come from."""
+_TICKING = 5
+"""CLOCK_REALTIME_COARSE, which files' times come from; `time` has no name for it."""
+_TICK = 0.01
+"""Seconds; the longest there is."""
 _TICKS = 3
 _LINK_MODE = 0o777
 
@@ -100,9 +102,9 @@ def settled(status: os.stat_result) -> bool:
     """Say whether a write from now on would show in the file's times.
 
     The kernel takes them from a clock that ticks every few milliseconds, so two writes
-    in one tick leave the same.
+    in one tick leave the same. (From 6.13 on it tells a write after a look apart.)
     """
-    return not 0 <= time.time_ns() - status.st_ctime_ns < TICK_NS
+    return status.st_ctime_ns != time.clock_gettime_ns(_TICKING)
 
 
 def settled_status(handle: int) -> os.stat_result:
@@ -111,7 +113,7 @@ def settled_status(handle: int) -> os.stat_result:
         status = os.fstat(handle)
         if settled(status):
             break
-        time.sleep(TICK_NS / 1e9)
+        time.sleep(_TICK)
     return status
 
 
