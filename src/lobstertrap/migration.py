@@ -129,7 +129,7 @@ def stage(handle: AgentHandle) -> str:
     destination.bind_secrets(handle.spec, handle.secrets())
     if isinstance(source, ImageTransfer) and isinstance(destination, ImageTransfer):
         image = source.ensure_image(handle.spec)
-        if not destination.has_image(image):
+        if not destination.has_image(handle.spec, image):
             destination.import_image(handle.spec, source.export_image(image))
     return destination.ensure_image(handle.spec)
 

@@ -234,7 +234,6 @@ def test_the_switch_keeps_the_state_and_puts_the_original_away(bench):
     )  # the original's own state is never removed
 
 
-@pytest.mark.long  # it failed once beside others, at the image: not understood yet
 def test_a_migration_takes_the_adopted_state_along(bench, podman_server):
     bench.tally().say("to the original")
     bench.cli("adopt", "laptop", "ada")

@@ -236,14 +236,14 @@ def test_an_image_goes_to_another_engine_and_stays_the_same(
     spec = copy_of_tally(tmp_path, "carried")
     other = podman_target(podman_server, "server")
     image = target.ensure_image(spec)
-    before = other.has_image(image)
+    before = other.has_image(spec, image)
 
     carried = other.import_image(spec, target.export_image(image))
 
     assert not before
     assert carried == image
     assert "sha256" not in podman_server.run("images", "--format", "{{.Repository}}")
-    assert other.has_image(image)
+    assert other.has_image(spec, image)
     assert other.ensure_image(spec) == image
     launch(other, spec)
     try:
@@ -251,6 +251,21 @@ def test_an_image_goes_to_another_engine_and_stays_the_same(
     finally:
         other.stop(spec)
         other.remove(spec, volumes=True)
+
+
+def test_an_image_that_is_there_by_another_name_is_found_by_digest(
+    target, podman_server, tmp_path
+):
+    spec = copy_of_tally(tmp_path, "named-twice")
+    other = podman_target(podman_server, "server")
+    image = target.ensure_image(spec)
+    other.import_image(spec, target.export_image(image))
+    named = spec.model_copy(
+        update={"image": f"localhost/from/elsewhere@{image}", "build": None}
+    )
+
+    assert other.has_image(named, image)
+    assert other.ensure_image(named) == image
 
 
 def test_a_build_that_fails_shows_its_last_lines(target, tmp_path):

@@ -175,8 +175,11 @@ class ImageTransfer(Protocol):
     def import_image(self, agent: AgentSpec, archive: Iterator[bytes]) -> str:
         """Load an exported image and return its identity, the same as the source's."""
 
-    def has_image(self, image: str) -> bool:
-        """Say whether the image with this identity is here."""
+    def has_image(self, agent: AgentSpec, image: str) -> bool:
+        """Say whether the image with this identity is here, by whatever name.
+
+        If it is, `ensure_image` finds it for the agent from then on.
+        """
 
 
 @runtime_checkable

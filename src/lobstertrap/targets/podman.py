@@ -288,13 +288,19 @@ class PodmanTarget:
     def import_image(self, agent: AgentSpec, archive: Iterator[bytes]) -> str:
         """Load an image, under the name that `ensure_image` looks for."""
         image = self._images.load(archive)
-        name = agent.image or image_tag(agent, self._build_args)
-        self._images.tag(image, carried_name(name))
+        self._images.tag(image, carried_name(self._image_name(agent)))
         return image
 
-    def has_image(self, image: str) -> bool:
-        """Whether the image with this identity is here."""
-        return self._images.find(image) is not None
+    def has_image(self, agent: AgentSpec, image: str) -> bool:
+        """Whether the image is here; if so, `ensure_image` finds it. See the base."""
+        if self._images.find(image) is None:
+            return False
+        if self._images.find(self._image_name(agent)) is None:  # only by another name
+            self._images.tag(image, carried_name(self._image_name(agent)))
+        return True
+
+    def _image_name(self, agent: AgentSpec) -> str:
+        return agent.image or image_tag(agent, self._build_args)
 
     @property
     def _engine(self) -> EngineFacts:
