@@ -32,8 +32,8 @@ def watch_agents(
 
     Args:
         fresh_hours: An agent whose last snapshot is older than this is called stale.
-        stop_old_copies: Whether a copy that runs under an old epoch, away from the
-            agent's home, is stopped. It is told in either case.
+        stop_old_copies: Whether a copy that came back after a takeover is stopped. It
+            is told in either case.
     """
     with watched():
         agents = survey_agents(fresh_hours)

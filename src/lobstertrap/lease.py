@@ -179,9 +179,17 @@ class AgentRecord:
         """Return the record with one more move."""
         return replace(self, moves=(*self.moves, move)[-MOVES_KEPT:])
 
-    def is_over(self, epoch: int | None) -> bool:
-        """Say whether a copy that runs under `epoch` is one of before."""
-        return epoch is not None and epoch < self.epoch
+    def is_over(self, target: str, epoch: int | None) -> bool:
+        """Say whether a copy on `target` under `epoch` is one that a takeover left.
+
+        Any other one may be somebody else's agent of that name, by another store.
+        """
+        return epoch is not None and any(
+            move.outcome == "taken-over"
+            and move.source == target
+            and epoch < move.epoch
+            for move in self.moves
+        )
 
     def to_json(self) -> bytes:
         """Return the stored form."""

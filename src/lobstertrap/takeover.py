@@ -98,16 +98,16 @@ def take_over(handle: AgentHandle, to: str, snapshot: str) -> str:
 def stop_old_copy(handle: AgentHandle, target_name: str) -> int | None:
     """Stop the copy of an agent that came back on a target it was taken over from.
 
-    Only one that runs under an epoch that is over, away from the agent's home, while no
-    migration is open; its volumes stay, and so does what it wrote there. Returns its
-    epoch, or None when there is no such copy (any more). A target that starts what it
-    runs by itself, as a cluster does, then has nothing more to start.
+    Only one that runs under an epoch of before that takeover, away from the agent's
+    home, while no migration is open; its volumes stay, and so does what it wrote there.
+    Returns its epoch, or None when there is no such copy (any more). A target that
+    starts what it runs by itself, as a cluster does, then has nothing more to start.
     """
     record = handle.record()
     if record.target in {None, target_name} or record.migration or record.adopted:
         return None
     status = handle.target(target_name).status(handle.spec)
-    if status.phase != "running" or not record.is_over(status.epoch):
+    if status.phase != "running" or not record.is_over(target_name, status.epoch):
         return None
     lifecycle.prove_stopped(handle, target_name)
     return status.epoch

@@ -30,7 +30,7 @@ class AgentRow:
     """What the target shows that the record does not say; part of the notes."""
     notes: tuple[str, ...] = ()
     old_copy: bool = False
-    """It runs away from the agent's home, under an epoch that is over."""
+    """It came back on a target that the agent was taken over from."""
 
     def as_object(self) -> dict[str, Any]:
         """Return the row as plain values."""
@@ -176,5 +176,7 @@ def _strays(found: Survey, agent: str) -> Iterator[AgentRow]:
             addresses=dict(status.addresses),
             drift=(note,) if unexpected else (),
             notes=(note,) if note else (),
-            old_copy=unexpected and record is not None and record.is_over(status.epoch),
+            old_copy=unexpected
+            and record is not None
+            and record.is_over(name, status.epoch),
         )

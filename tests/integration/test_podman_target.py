@@ -268,6 +268,24 @@ def test_an_image_that_is_there_by_another_name_is_found_by_digest(
     assert other.ensure_image(named) == image
 
 
+def test_a_name_that_means_another_image_at_the_destination_does_not_win(
+    target, podman_server, tmp_path
+):
+    spec = copy_of_tally(tmp_path, "named-alike")
+    other = podman_target(podman_server, "server")
+    image = target.ensure_image(spec)
+    other.import_image(spec, target.export_image(image))
+    alike = spec.model_copy(update={"image": "localhost/alike:1", "build": None})
+    with (tmp_path / "Containerfile").open("a") as file:
+        file.write("ENV ANOTHER=1\n")
+    older = other.ensure_image(load_agent(tmp_path / "agent.yaml"))
+    podman_server.run("tag", older.removeprefix("sha256:"), "localhost/alike:1")
+
+    assert older != image
+    assert other.has_image(alike, image)
+    assert other.ensure_image(alike) == image
+
+
 def test_a_build_that_fails_shows_its_last_lines(target, tmp_path):
     spec = copy_of_tally(tmp_path, "broken")
     with (tmp_path / "Containerfile").open("a") as file:

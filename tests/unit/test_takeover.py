@@ -200,7 +200,14 @@ def test_a_copy_that_returns_is_stopped_for_good(handle, targets):
 
 
 @pytest.mark.parametrize(
-    "why", ["it is the home", "a migration is open", "it was adopted"]
+    "why",
+    [
+        "it is the home",
+        "a migration is open",
+        "it was adopted",
+        "it is another's",
+        "taken elsewhere",
+    ],
 )
 def test_no_copy_is_stopped_that_may_be_the_agent(why, handle, targets):
     returned(handle, targets["laptop"])
@@ -210,6 +217,10 @@ def test_no_copy_is_stopped_that_may_be_the_agent(why, handle, targets):
             "it is the home": replace(now, target="laptop"),
             "a migration is open": replace(now, migration=journal()),
             "it was adopted": replace(now, adopted=original),
+            "taken elsewhere": replace(
+                now, moves=(replace(now.moves[-1], source="desk"),)
+            ),
+            "it is another's": replace(now, moves=()),  # of this name, by its own store
         }[why]
     )
 

@@ -7,6 +7,7 @@ import http.client
 import json
 import threading
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -48,7 +49,7 @@ class Tally:
         return data
 
 
-class _Background:
+class _Background(ABC):
     """A thread that does one thing again and again until the block ends."""
 
     def __init__(self, pause: float) -> None:
@@ -73,9 +74,9 @@ class _Background:
         while not self._end.wait(self._pause):
             self.once()
 
+    @abstractmethod
     def once(self) -> None:
         """Do it once."""
-        raise NotImplementedError
 
 
 class Watcher(_Background):

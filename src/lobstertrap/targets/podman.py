@@ -30,7 +30,7 @@ from lobstertrap.targets.podman_container_mover import ContainerMover
 from lobstertrap.targets.podman_facts import EngineFacts
 from lobstertrap.targets.podman_fence import PodmanFence
 from lobstertrap.targets.podman_freeze import Guard, pause, unpause
-from lobstertrap.targets.podman_images import Images, carried_name
+from lobstertrap.targets.podman_images import Images, carried_name, identity
 from lobstertrap.targets.podman_mover import Movers
 from lobstertrap.targets.podman_secrets import BoundSecrets
 from lobstertrap.targets.podman_status import (
@@ -295,7 +295,8 @@ class PodmanTarget:
         """Whether the image is here; if so, `ensure_image` finds it. See the base."""
         if self._images.find(image) is None:
             return False
-        if self._images.find(self._image_name(agent)) is None:  # only by another name
+        named = self._images.find(self._image_name(agent))
+        if named is None or identity(named) != image:  # it is here by another name
             self._images.tag(image, carried_name(self._image_name(agent)))
         return True
 
