@@ -81,6 +81,7 @@ def test_a_demo_after_a_killed_one_proves_everything(tmp_path):
     assert not any(Path(f"/proc/{pid}").exists() for pid in left)
 
 
+@pytest.mark.long  # the pairs of engines are tested without it
 @pytest.mark.podman
 def test_the_demo_plays_between_two_podman_engines(tmp_path, podman_laptop):
     directory = tmp_path / "demo"

@@ -45,7 +45,6 @@ pytestmark = [
     pytest.mark.podman,
     pytest.mark.prefect,
     pytest.mark.slow,
-    pytest.mark.long,  # a minute to a host target, two to a cluster, on an idle machine
     pytest.mark.timeout(2400),
 ]
 
