@@ -25,7 +25,7 @@ from tests.contract.test_targets import (
     restore,
     snapshot,
 )
-from tests.fixtures.cluster import Namespace
+from tests.fixtures.cluster import Gate, Namespace
 from tests.fixtures.places import Place
 from tests.fixtures.tally import AGENT
 
@@ -197,12 +197,15 @@ class Once:
             self.act()
 
 
-def kill_mover(namespace: Namespace, agent: AgentSpec) -> Once:
-    """Return what deletes the mover's pod by force, once."""
-    name = spec.mover_name(agent)
-    return Once(
-        lambda: namespace.kubectl("delete", "pod", name, "--grace-period=0", "--force")
-    )
+def kill_mover(namespace: Namespace, agent: AgentSpec, gate: Gate) -> Once:
+    """Return what deletes the mover's pod by force, once, before it can be done."""
+
+    def kill() -> None:
+        with gate.closed():
+            pod = ("pod", spec.mover_name(agent))
+            namespace.kubectl("delete", *pod, "--grace-period=0", "--force")
+
+    return Once(kill)
 
 
 def tried_again(action: Callable[[], Any]) -> tuple[Any, list[LobsterTrapError]]:
@@ -226,7 +229,7 @@ def test_a_restore_that_is_killed_in_the_middle_is_tried_again_and_ends_right(
     target = namespace.open()
     taken = grown(place, target, agent)
     target.remove(agent, volumes=True)
-    kill = kill_mover(namespace, agent)
+    kill = kill_mover(namespace, agent, gate_to_s3)
     job = mover_job(place, agent, "restore", snapshot=taken, delete_extra=True)
 
     with gate_to_s3.slow():
@@ -248,7 +251,7 @@ def test_a_snapshot_that_is_killed_in_the_middle_is_tried_again_and_ends_right(
     launch(target, agent, epoch=2)
     client(target, agent).post("/grow", {"megabytes": 80})
     target.stop(agent)
-    kill = kill_mover(namespace, agent)
+    kill = kill_mover(namespace, agent, gate_to_s3)
     job = mover_job(place, agent, "snapshot", consistency="stopped", tags={})
 
     with gate_to_s3.slow():

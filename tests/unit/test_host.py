@@ -222,7 +222,7 @@ def test_an_agent_that_ignores_sigterm_is_killed_after_its_grace(
     target.stop(spec)
 
     assert 0.5 <= time.monotonic() - began < 60
-    assert not any(alive(pid) for pid in pids)
+    until(lambda: not any(alive(pid) for pid in pids), 5)
     assert target.status(spec).detail == "ended by SIGKILL"
 
 
@@ -252,7 +252,7 @@ def test_a_stop_also_ends_what_forked_itself_away(
 
     target.stop(spec)
 
-    assert not any(alive(pid) for pid in pids)
+    until(lambda: not any(alive(pid) for pid in pids), 5)
     assert instance.leftovers() == []
 
 
@@ -302,7 +302,7 @@ def test_what_a_killed_supervisor_left_is_not_called_absent_and_is_stopped(
 
     assert seen.phase == "running"
     assert "its supervisor was killed" in seen.detail
-    assert not any(alive(pid) for pid in pids)
+    until(lambda: not any(alive(pid) for pid in pids), 5)
     assert target.status(spec).phase == "stopped"
 
 
@@ -319,7 +319,7 @@ def test_launching_again_replaces_what_a_killed_supervisor_left(
     launch(target, spec)
 
     assert target.status(spec).phase == "running"
-    assert not any(alive(pid) for pid in pids)
+    until(lambda: not any(alive(pid) for pid in pids), 5)
 
 
 def test_an_agent_whose_files_were_deleted_is_still_found_and_stopped(
@@ -337,7 +337,7 @@ def test_an_agent_whose_files_were_deleted_is_still_found_and_stopped(
     target.stop(spec)
 
     assert seen.phase == "running"
-    assert not any(alive(pid) for pid in pids)
+    until(lambda: not any(alive(pid) for pid in pids), 5)
 
 
 def test_an_agent_whose_state_was_never_written_is_stopped_in_time(
@@ -355,7 +355,7 @@ def test_an_agent_whose_state_was_never_written_is_stopped_in_time(
 
     assert (seen.phase, seen.epoch) == ("running", None)
     assert time.monotonic() - began < 60
-    assert not any(alive(pid) for pid in pids)
+    until(lambda: not any(alive(pid) for pid in pids), 5)
 
 
 def test_a_supervisor_that_hangs_is_killed(
@@ -370,7 +370,7 @@ def test_a_supervisor_that_hangs_is_killed(
 
     target.stop(spec)
 
-    assert not any(alive(pid) for pid in pids)
+    until(lambda: not any(alive(pid) for pid in pids), 5)
 
 
 def test_a_process_id_that_belongs_to_somebody_else_now_is_left_alone(
