@@ -1,4 +1,4 @@
-"""The real OpenClaw, moved between turns of a conversation; a stand-in is its model.
+"""The real OpenClaw, moved and lost while it talks; a stand-in is its model.
 
 The domain's functions are called in the flows' order: the flows have tests of their
 own, and what is asked here is what OpenClaw makes of it.
@@ -17,13 +17,15 @@ from typing import Any
 
 import pytest
 
-from lobstertrap import config, lifecycle, migration
+from lobstertrap import config, consistency, lifecycle, migration, takeover
 from lobstertrap.agent import AgentSpec
+from lobstertrap.errors import Unavailable
 from lobstertrap.lease import AgentRecord, read_record
 from lobstertrap.stores import StoreSettings
 from lobstertrap.targets.base import CommandRunner
 from lobstertrap.targets.podman_engine import PodmanEngine
-from tests.chaos.conftest import Driver
+from tests.chaos.conftest import Driver, wait_until
+from tests.cluster.cluster import Cluster
 from tests.fixtures.cluster import Namespace
 from tests.fixtures.model import KEY, Model, serve_model
 from tests.fixtures.openclaw import TOKEN, OpenClaw, load_base, write_agent
@@ -34,8 +36,7 @@ pytestmark = [
     pytest.mark.podman,
     pytest.mark.slow,
     # OpenClaw ends when a thread of its own does not begin within five seconds, and
-    # others that work beside it make it so: run it with nothing else.
-    pytest.mark.long,
+    # others that work beside it make it so: .ci/run runs it with nothing else.
     pytest.mark.timeout(1800),
 ]
 
@@ -43,6 +44,9 @@ HOMER = "My lobster is called Homer."
 MAINE = "It lives in Maine."
 PATIENCE = 300.0
 STATE = "{{.State.Status}}"
+SUSPENSION = "/tmp/openclaw-suspension"  # noqa: S108 - in the container, by its hook
+GONE = "unix:///nowhere/at/all.sock"
+SUSPENSION = "/tmp/openclaw-suspension"  # noqa: S108 - in the container, by its hook
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +82,29 @@ class World:
         shown = self.engine.run("inspect", "--format", STATE, self.container)
         return shown.strip() == "stopping"
 
+    def is_held(self) -> bool:
+        """Whether the gateway on the laptop lets turns end and admits no new one."""
+        try:
+            self.engine.run("exec", self.container, "test", "-e", SUSPENSION)
+        except Unavailable:
+            return False
+        return True
+
+    def lose_laptop(self) -> None:
+        """Kill what runs there, and destroy its state."""
+        self.engine.run("rm", "--force", "--time", "0", self.container)
+        self.engine.run("volume", "rm", f"{self.container}-state")
+
+    def second_machine(self) -> config.Config:
+        """Return the configuration of a machine from which no laptop is in reach."""
+        known = (self.directory / "lobstertrap.toml").read_text("utf-8")
+        place = self.directory / "second"
+        place.mkdir()
+        file = place / "lobstertrap.toml"
+        text = known.replace(f'url = "{self.engine.url}"', f'url = "{GONE}"')
+        file.write_text(text.replace('"agents"', '"../agents"'), "utf-8")
+        return config.load(place, os.environ | {"LOBSTERTRAP_CONFIG": str(file)})
+
     def openclaw(self, target: str) -> OpenClaw:
         """Return a client of the gateway that runs on a target."""
         address = self.loaded.target(target).status(self.spec).addresses["gateway"]
@@ -91,6 +118,11 @@ class World:
         """Run it and wait until it is ready."""
         with self.loaded.hold(self.name, "launch") as handle:
             lifecycle.launch(handle, on)
+
+    def snapshot_by_hook(self) -> dict[str, Any]:
+        """Take a snapshot as a schedule does."""
+        with self.loaded.hold(self.name, "snapshot") as handle:
+            return consistency.snapshot_hooked(handle, "laptop")
 
     def migrate(self, to: str) -> dict[str, Any]:
         """Move it, as flows/migrate_agent.py does when nothing goes wrong."""
@@ -137,9 +169,11 @@ def config_text(namespace: Namespace, store: StoreSettings) -> str:
 
 
 @pytest.fixture
-def with_openclaw(podman_laptop: PodmanEngine, openclaw_archive: Path) -> PodmanEngine:
+def with_openclaw(
+    podman_laptop: PodmanEngine, openclaw_archive: Path, cluster: Cluster
+) -> PodmanEngine:
     """Let the laptop build the agent's image."""
-    load_base(podman_laptop, openclaw_archive)
+    load_base(podman_laptop, openclaw_archive, cluster.registry)
     return podman_laptop
 
 
@@ -184,28 +218,70 @@ def world(
                 world.loaded.target(target).remove(world.spec, volumes=True)
 
 
-def test_a_conversation_goes_on_in_the_cluster_and_back_on_the_laptop(
+def test_a_conversation_goes_on_whatever_becomes_of_the_machines(
     world: World, namespace: Namespace
 ) -> None:
     namespace.allow_commands()
-    cluster = world.loaded.target("cluster")
-    assert isinstance(cluster, CommandRunner)
     world.launch("laptop")
     first = world.openclaw("laptop").say(HOMER)
 
     second = killed_in_the_middle_of_a_turn(world, "cluster", MAINE)
     third = world.openclaw("cluster").say("It likes the cold.")
-    assert world.phase("laptop") != "running"
-    hostname = cluster.run_command(world.spec, ["hostname"], seconds=300)
-    assert hostname == (0, "openclaw\n")  # its lease is bound to it
+    assert_lives_in_the_cluster(world)
     assert_heard_once(world, HOMER, first, MAINE, second)
 
     back = world.migrate("laptop")
-    world.openclaw("laptop").say("What is it called, and where does it live?")
+    fourth, taken = snapshot_in_the_middle_of_a_turn(world, "It eats clams.")
     assert world.phase("cluster") == "absent"
     assert_heard_once(world, HOMER, first, MAINE, second, third)
     assert back["snapshot"]["tree_digest"] == back["restore"]["tree_digest"]
+
+    world.openclaw("laptop").say("Nobody will know that I said this.")
+    world.lose_laptop()
+    take_over(world.second_machine(), world.name, taken["snapshot"])
+    world.openclaw("cluster").say("What is it called, and where does it live?")
+    assert_lives_in_the_cluster(world)
+    assert_heard_once(world, HOMER, first, MAINE, second, third, "It eats clams.")
+    assert_heard_once(world, fourth)
+    assert world.model.heard("Nobody will know") == 0
     assert not world.model.refused
+
+
+def take_over(loaded: config.Config, name: str, snapshot: str) -> None:
+    """Run it in the cluster, as `restore --takeover` does."""
+    with loaded.hold(name, "restore") as handle:
+        chosen = takeover.take_over(handle, "cluster", snapshot)
+        lifecycle.restore_home(handle, "cluster", snapshot=chosen)
+        lifecycle.resume(handle, "cluster")
+
+
+def assert_lives_in_the_cluster(world: World) -> None:
+    """Check that it runs there alone, and with the host name of its lease."""
+    cluster = world.loaded.target("cluster")
+    assert isinstance(cluster, CommandRunner)
+    hostname = cluster.run_command(world.spec, ["hostname"], seconds=300)
+    assert hostname == (0, "openclaw\n")
+    assert world.record.target == "cluster"
+    assert world.phase("laptop") != "running"
+
+
+def snapshot_in_the_middle_of_a_turn(
+    world: World, text: str
+) -> tuple[str, dict[str, Any]]:
+    """Say something on the laptop, and let a snapshot by hook begin before the answer.
+
+    Returns the answer and the snapshot's result.
+    """
+    openclaw = world.openclaw("laptop")
+    with ThreadPoolExecutor(2) as others, world.model.thinking() as arrived:
+        turn = others.submit(openclaw.say, text)
+        assert arrived.wait(PATIENCE)
+        taking = others.submit(world.snapshot_by_hook)
+        wait_until(lambda: world.is_held() or taking.done(), seconds=PATIENCE)
+        assert not taking.done()
+        assert not turn.done()
+        world.model.think_no_more()
+        return turn.result(PATIENCE), taking.result(PATIENCE)
 
 
 def killed_in_the_middle_of_a_turn(world: World, to: str, text: str) -> str:

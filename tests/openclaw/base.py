@@ -71,7 +71,7 @@ def _build(archive: Path) -> None:
             write_image(
                 out,
                 tag=TAG,
-                layers=[podman_python.python_layer, lambda to: _fill(to, place)],
+                layers=[podman_python.system_layer, lambda to: _fill(to, place)],
                 env=podman_python.ENVIRONMENT,
             )
         fresh.rename(archive)

@@ -54,7 +54,13 @@ _GROUPS = "root:x:0:\nagent:x:1000:\n"
 
 
 def python_layer(layer: Layer) -> None:
-    """Fill a layer with this interpreter, its library, a shell, users, time zones."""
+    """Fill a layer with `system_layer`, this interpreter and its library."""
+    system_layer(layer)
+    _add_interpreter(layer)
+
+
+def system_layer(layer: Layer) -> None:
+    """Fill a layer with a shell, users, certificates and time zones."""
     for name in ("/bin", "/sbin", "/lib", "/lib64"):
         if Path(name).is_symlink():  # as here, so that the loader's path is right
             layer.link(name, str(Path(name).readlink()))
@@ -70,7 +76,6 @@ def python_layer(layer: Layer) -> None:
     if Path(_ZONES).is_dir():
         layer.tree(_ZONES, Path(_ZONES), without=lambda p: p.name in {"right", "posix"})
     _add_shell(layer)
-    _add_interpreter(layer)
 
 
 def _add_shell(layer: Layer) -> None:
