@@ -187,7 +187,7 @@ def world(
 def test_a_conversation_goes_on_in_the_cluster_and_back_on_the_laptop(
     world: World, namespace: Namespace
 ) -> None:
-    namespace.allow_commands()
+    namespace.allow("commands")
     cluster = world.loaded.target("cluster")
     assert isinstance(cluster, CommandRunner)
     world.launch("laptop")
