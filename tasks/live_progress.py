@@ -37,6 +37,7 @@ class _Artifact:
         self._what = what
         self._began = self._shown = time.monotonic()
         self._id: UUID | None = None
+        self._unseen = False
 
     def show(self, _label: str, done: Progress) -> None:
         now = time.monotonic()
@@ -45,9 +46,13 @@ class _Artifact:
         self._shown = now
         log.info("%s: %s", self._what, _words(done, now - self._began))
         percent = 100.0 * done.done_bytes / done.total_bytes if done.total_bytes else 0
+        if self._unseen:
+            return
         try:
             self._publish(percent)
         except Exception as error:  # a transfer does not end because nobody can watch
+            # Nor does it wait again: the agent may be down meanwhile.
+            self._unseen = True
             log.debug("no progress in Prefect: %s", error)
 
     def _publish(self, percent: float) -> None:

@@ -221,7 +221,7 @@ def world(
 def test_a_conversation_goes_on_whatever_becomes_of_the_machines(
     world: World, namespace: Namespace
 ) -> None:
-    namespace.allow_commands()
+    namespace.allow("commands")
     world.launch("laptop")
     first = world.openclaw("laptop").say(HOMER)
 

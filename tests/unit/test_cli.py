@@ -165,7 +165,46 @@ def test_every_mistake_of_the_configuration_is_a_line_and_the_code_is_2(
 )
 def test_wrong_usage_is_code_2(project, capsys, line):
     assert run(line) == 2
-    assert "Usage: lobstertrap" in capsys.readouterr().err
+
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ")
+    assert hint.startswith("hint: ")
+    assert "--help` shows what it takes" in hint
+
+
+@pytest.mark.parametrize(
+    ("line", "error", "meant"),
+    [
+        (["migrat"], "no such command 'migrat'", "'migrate'"),
+        (["migrate", "tally", "--too", "x"], "no such option: --too", "'--to'"),
+    ],
+)
+def test_a_slip_in_the_command_line_is_told_with_what_was_meant(
+    project, capsys, line, error, meant
+):
+    assert run(line) == 2
+
+    told, hint = capsys.readouterr().err.splitlines()
+    assert told == f"error: {error}"
+    assert hint.startswith(f"hint: did you mean {meant}? ")
+
+
+def test_wrong_usage_is_an_object_too_when_json_was_asked_for(project, capsys):
+    assert run(["migrate", "--json"]) == 2
+
+    out, err = capsys.readouterr()
+    told = json.loads(out)["error"]
+    assert (told["kind"], told["exit_code"]) == ("InvalidInput", 2)
+    assert told["message"] == "missing argument 'AGENT'"
+    assert err.startswith(f"error: {told['message']}\n")
+
+
+def test_without_a_command_the_help_is_shown(capsys):
+    assert run([]) == 2
+
+    shown = "".join(capsys.readouterr())
+    assert "Usage: lobstertrap" in shown
+    assert "error: " not in shown
 
 
 def test_volumes_are_removed_only_with_yes_when_nobody_can_be_asked(project):

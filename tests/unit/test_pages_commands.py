@@ -17,7 +17,7 @@ FENCED = [command for page in pages() for command in fenced(page)]
 TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 OTHERS = {
     *("prefect work-pool create", "prefect deploy", "prefect worker start"),
-    *("prefect flow-run retry", "prefect server start"),
+    *("prefect flow-run retry", "prefect server start", "prefect work-pool pause"),
 }
 ELSEWHERE = {
     "make demo": "tests/flows/test_demo.py",

@@ -6,12 +6,11 @@ One module per group of commands; each imports what it needs when it is called, 
 
 from __future__ import annotations
 
-import sys
-
 
 def main() -> None:
     """Run the command line of this process and exit with its code."""
     from lobstertrap.cli.app import prepare_process, run  # noqa: PLC0415 - stay light
+    from lobstertrap.cli.leaving import leave  # noqa: PLC0415
 
     prepare_process()
-    sys.exit(run())
+    leave(run())

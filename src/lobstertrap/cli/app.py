@@ -28,6 +28,7 @@ from lobstertrap.cli import (
     secret_commands,
     setup,
     timeline,
+    usage,
 )
 from lobstertrap.cli.text import printable_lines
 
@@ -123,17 +124,34 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; prints errors, raises nothing."""
     said: dict[str, Any] = {"debug": False, "json": False, "endless": False}
     try:
-        app(args=arguments, prog_name="lobstertrap", obj=said)
+        code = _dispatch(arguments, said)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        if not said["endless"]:
-            _tell_end(code)
-        return code
     except Exception as error:
         if _is_interrupt(error):
             return _tell_end(128 + signal.SIGINT)
         return explain(error, debug=said["debug"], as_json=said["json"])
-    return 0
+    if not said["endless"]:
+        _tell_end(code)
+    return code
+
+
+def _dispatch(arguments: Sequence[str] | None, said: dict[str, Any]) -> int:
+    """Run one command line; returns its exit code, and raises what went wrong."""
+    try:
+        code = app(
+            args=arguments, prog_name="lobstertrap", obj=said, standalone_mode=False
+        )
+    except typer.Abort:
+        _to_stderr("ended without an answer")
+        return 1
+    except usage.UsageError as error:
+        if usage.is_bare(error):
+            return usage.show(error)
+        # It is told before `--json` was read, where that stands behind the mistake.
+        said["json"] |= "--json" in (sys.argv if arguments is None else arguments)
+        raise usage.explained(error) from error
+    return code if isinstance(code, int) else 0
 
 
 def _end(number: int, _frame: object) -> NoReturn:

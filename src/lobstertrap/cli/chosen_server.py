@@ -67,6 +67,13 @@ def explained() -> Iterator[None]:
         raise _meaning(its) from error
 
 
+def is_away(error: LobsterTrapError) -> bool:
+    """Say whether an explained error means that no server answers any more."""
+    cause = error.__cause__
+    its = cause.__cause__ if isinstance(cause, RuntimeError) else cause
+    return isinstance(its, httpx.TransportError)
+
+
 def _is_interrupt(error: BaseException | None) -> bool:
     """Say whether a request broke only because of Ctrl-C."""
     while error is not None and not isinstance(error, KeyboardInterrupt):

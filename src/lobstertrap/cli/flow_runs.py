@@ -5,16 +5,16 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import typer
 
-from lobstertrap.cli import watch
+from lobstertrap.cli import leaving, watch
 from lobstertrap.cli.flow_server import a_server
 from lobstertrap.cli.running import load_config
 from lobstertrap.config import Config
-from lobstertrap.errors import NotFound
+from lobstertrap.errors import LobsterTrapError, NotFound
 
 _QUIET = {
     # The command line shows progress and errors itself; the run's log is in the UI.
@@ -25,6 +25,9 @@ _QUIET = {
 _PATIENT = {
     # For the server that Prefect starts itself where ours cannot be: up to 24 s here.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "60",
+    # A server that went away is given up after six seconds, each time that something is
+    # to be told, and not after a minute.
+    "PREFECT_CLIENT_MAX_RETRIES": "2",
 }
 
 
@@ -43,7 +46,31 @@ def run_flow(context: typer.Context, flow: str, **parameters: Any) -> dict[str, 
         from lobstertrap.cli.chosen_server import explained  # noqa: PLC0415 - as above
 
         with explained(), reporting(), watch.shown():
-            return dict(getattr(module, flow)(**parameters))
+            return _run(getattr(module, flow), parameters)
+
+
+def _run(flow: Callable[..., Any], parameters: dict[str, Any]) -> dict[str, Any]:
+    """Run a flow; a server that went away meanwhile is named with what became of it.
+
+    The steps are done or undone by then: Prefect only could not be told.
+    """
+    from lobstertrap.cli.chosen_server import (  # noqa: PLC0415 - it imports Prefect
+        explained,
+        is_away,
+    )
+
+    try:
+        with explained():
+            return dict(flow(**parameters))
+    except LobsterTrapError as error:
+        if not is_away(error):
+            raise
+        leaving.give_the_server_up()
+        agent = parameters.get("agent")
+        if agent is None:
+            raise
+        where = leaving.where_things_are(load_config(), agent)
+        raise type(error)(error.message, hint=where) from error
 
 
 def check_first(agent: str, *targets: str) -> Config:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from lobstertrap.cli import served
+from lobstertrap.cli import leaving, served
 from lobstertrap.cli.prefect_database import require_writable
 from lobstertrap.cli.prefect_server import PrefectServer
 from lobstertrap.errors import Refused
@@ -85,7 +85,8 @@ def _reporting(
             try:
                 yield
             finally:
-                _send_what_is_queued()
+                if not leaving.server_is_gone():
+                    _send_what_is_queued()
     finally:
         environ.pop(_API, None)
 

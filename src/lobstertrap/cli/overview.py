@@ -142,6 +142,7 @@ def logs(
 
 
 def open_agent(
+    context: typer.Context,
     agent: Agent,
     port: Annotated[
         str | None,
@@ -153,14 +154,22 @@ def open_agent(
 ) -> None:
     """Open an agent's page in the browser, and print where it is.
 
+    In a cluster its port is forwarded to one of this machine's, until Ctrl-C.
     Example: lobstertrap open tally --port http
     """
-    from lobstertrap.cli.reach import url_of  # noqa: PLC0415 - not for --help
+    from lobstertrap.cli.forward import Forward  # noqa: PLC0415 - not for --help
+    from lobstertrap.cli.reach import Through, way_to  # noqa: PLC0415
 
-    url = url_of(load_config(), agent, port)
-    typer.echo(url)
+    way = way_to(load_config(), agent, port)
+    forward = Forward(way.dial, wanted=way.port) if isinstance(way, Through) else None
+    url = forward.url if forward else str(way)
+    print(url, flush=True)  # noqa: T201 - the output
     if not print_only and sys.stdout.isatty():
         typer.launch(url)
+    if forward is not None:
+        context.ensure_object(dict)["endless"] = True
+        print("forwarded until Ctrl-C", file=sys.stderr)  # noqa: T201
+        forward.serve()
 
 
 def _harmless(line: str) -> str:

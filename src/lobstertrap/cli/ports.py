@@ -8,6 +8,8 @@ import socket
 
 from lobstertrap.errors import Unavailable
 
+HOST = "127.0.0.1"
+
 _PORTS = range(20_000, 30_000)
 """For a server that nobody has to find: below those of outgoing connections, of which
 one could take it in the seconds until the server listens."""

@@ -1,21 +1,37 @@
-"""Where an agent's port is reached from here."""
+"""How an agent's port is reached from here."""
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from lobstertrap.config_file import KubernetesSection, PodmanSection
+from lobstertrap.config_file import PodmanSection
 from lobstertrap.errors import NotFound, Refused
 from lobstertrap.lease import read_record
+from lobstertrap.targets.base import Forwarder
 
 if TYPE_CHECKING:
     from lobstertrap.agent import AgentSpec
     from lobstertrap.config import Config
 
 
-def url_of(config: Config, agent: str, port: str | None) -> str:
-    """Return the URL of an agent's port; an error says how it is made reachable."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Through:
+    """A port that is reached only through the agent's target."""
+
+    dial: Callable[[], socket.socket]
+    port: int
+
+
+def way_to(config: Config, agent: str, port: str | None) -> str | Through:
+    """Return the URL of an agent's port, or what leads there.
+
+    An error says how it is made reachable.
+    """
     spec = config.agent(agent)
     number = _port_number(spec, port)
     name = port or spec.ports[0].name
@@ -27,14 +43,10 @@ def url_of(config: Config, agent: str, port: str | None) -> str:
         )
     home = record.target
     section = config.require_target(home)
-    if isinstance(section, KubernetesSection):
-        chosen = f" --context {section.context}" if section.context else ""
-        raise Refused(
-            f"'{home}' is a cluster: its services are reached from inside",
-            hint=f"kubectl{chosen} -n {section.namespace} port-forward "
-            f"statefulset/lobstertrap-{agent} {number}, then http://127.0.0.1:{number}",
-        )
-    status = config.target(home).status(spec)
+    target = config.target(home)
+    if isinstance(target, Forwarder):
+        return Through(dial=partial(target.dial, spec, number), port=number)
+    status = target.status(spec)
     if status.phase != "running" or name not in status.addresses:
         raise NotFound(
             f"agent '{agent}' does not listen on '{home}': it is {status.phase}",

@@ -15,6 +15,7 @@ Guarantees, checked by tests/contract/test_targets.py on every implementation:
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -141,6 +142,17 @@ class LogSource(Protocol):
         self, agent: AgentSpec, *, follow: bool = False, lines: int | None = None
     ) -> Iterator[str]:
         """Yield lines, oldest first; the last `lines` when given."""
+
+
+@runtime_checkable
+class Forwarder(Protocol):
+    """Optional: a target whose agents are reached from here only through it."""
+
+    def dial(self, agent: AgentSpec, port: int) -> socket.socket:
+        """Connect to a port of the agent where it runs.
+
+        Raises `NotFound` when it does not run, `AccessDenied` without the right to it.
+        """
 
 
 @runtime_checkable

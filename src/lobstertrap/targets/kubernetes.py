@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from lobstertrap.targets.base import AgentStatus, Secrets, TargetInfo
 from lobstertrap.targets.kubernetes_api import Access, KubernetesApi
 from lobstertrap.targets.kubernetes_commands import execute, may_run_commands
 from lobstertrap.targets.kubernetes_fence import ClusterFence
+from lobstertrap.targets.kubernetes_forward import dial
 from lobstertrap.targets.kubernetes_images import ClusterImages
 from lobstertrap.targets.kubernetes_mover import MoverPods
 from lobstertrap.targets.kubernetes_nodes import node_platforms
@@ -341,14 +343,26 @@ class KubernetesTarget:
         self, agent: AgentSpec, command: Sequence[str], *, seconds: float
     ) -> tuple[int, str]:
         """Run a command in the agent's pod. See `CommandRunner`."""
-        about = f"target '{self._name}': agent '{agent.name}':"
-        pod = self._pod(agent)
-        if pod is None or not container_state(pod, "running"):
-            raise NotFound(f"agent '{agent.name}' does not run on '{self._name}'")
-        name = spec.pod_name(agent)
+        name, about = self._running_pod(agent)
         return execute(
             self._api, name, spec.CONTAINER, command, seconds=seconds, about=about
         )
+
+    def dial(self, agent: AgentSpec, port: int) -> socket.socket:
+        """Connect to a port of the agent's pod. See `Forwarder`."""
+        name, about = self._running_pod(agent)
+        return dial(self._api, name, port, about=about)
+
+    def _running_pod(self, agent: AgentSpec) -> tuple[str, str]:
+        """Return the name of the agent's pod, and what errors about it begin with."""
+        pod = self._pod(agent)
+        if pod is None or not container_state(pod, "running"):
+            raise NotFound(
+                f"agent '{agent.name}' does not run on '{self._name}'",
+                hint=f"lobstertrap launch {agent.name} --on {self._name}",
+            )
+        about = f"target '{self._name}': agent '{agent.name}':"
+        return spec.pod_name(agent), about
 
     def check_network(self, agent: AgentSpec, address: str) -> None:
         """Show that pods here reach `host:port`, and that we reach the pods.
