@@ -21,7 +21,7 @@ from lobstertrap.repository.rebuild import Rebuild
 from lobstertrap.repository.repository import Repository
 from lobstertrap.repository.scan import close_all, open_roots
 from lobstertrap.repository.snapshot import Owners, Snapshot
-from lobstertrap.repository.system import Syncer, translated
+from lobstertrap.repository.system import sync_file_system, translated
 from lobstertrap.repository.tree import Known, read_entries
 from lobstertrap.repository.verify import Verdict, verify
 from lobstertrap.repository.warnings import Warnings
@@ -77,8 +77,6 @@ def restore(
             root.mkdir(parents=True, exist_ok=True)
         handles = open_roots(chosen)
         stack.callback(close_all, handles)
-        syncer = Syncer(handles.values())
-        stack.callback(syncer.close)
         stack.enter_context(blaming(snapshot))
         excludes = {v: Exclude(snapshot.excludes.get(v, ())) for v in handles}
         index = repo.load_index()
@@ -97,7 +95,6 @@ def restore(
         for last in (False, True):
             entries = checked(read_entries(repo.blob_reader(index), snapshot.branches))
             rebuild.run(entries, handles, delete_extra=delete_extra, forced=forced)
-            syncer.start()  # nothing is written after it: reading back goes on beside
             rows = (
                 known.row
                 for known in read_entries(repo.blob_reader(index), snapshot.branches)
@@ -119,7 +116,8 @@ def restore(
             if last:
                 raise _differs(snapshot, verdict)
             forced = frozenset(verdict.wrong)
-        syncer.wait()
+        for handle in handles.values():
+            sync_file_system(handle)
         exact = not attributes.excused
         save_landing(repo, snapshot, places, owners, verdict.stats, exact=exact)
     return RestoreResult(

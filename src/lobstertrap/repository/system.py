@@ -6,8 +6,7 @@ import ctypes
 import errno
 import os
 import resource
-from collections.abc import Collection, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lobstertrap.errors import AccessDenied, NoSpace, Permanent
@@ -39,36 +38,6 @@ def sync_file_system(handle: int) -> None:
     if libc.syncfs(handle) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
-
-
-class Syncer:
-    """Syncs file systems in a thread of its own, while files are read.
-
-    Every sync is looked at in the end: the kernel tells of a failed write-back once.
-    """
-
-    def __init__(self, handles: Collection[int]) -> None:
-        self._handles = handles
-        self._pool = ThreadPoolExecutor(1, "sync")
-        self._started: list[Future[None]] = []
-
-    def start(self) -> None:
-        """Begin to sync everything that is written by now."""
-        self._started.append(self._pool.submit(self._sync))
-
-    def wait(self) -> None:
-        """Return when what was there at the last `start` is on the disk."""
-        for future in self._started:
-            future.result()
-        self._started.clear()
-
-    def close(self) -> None:
-        """End the thread; `handles` may be closed then."""
-        self._pool.shutdown()
-
-    def _sync(self) -> None:
-        for handle in self._handles:
-            sync_file_system(handle)
 
 
 def spare_handles() -> int:
