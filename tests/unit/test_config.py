@@ -235,7 +235,7 @@ def test_loading_imports_no_sdk(project):
     code = (
         "import sys; from pathlib import Path; from lobstertrap.config import load; "
         f"load(Path({str(project)!r}), {{}}).agents(); "
-        "print({'boto3', 'podman', 'prefect', 'zstandard'} & set(sys.modules))"
+        "print({'botocore', 'podman', 'prefect', 'zstandard'} & set(sys.modules))"
     )
 
     done = subprocess.run(
