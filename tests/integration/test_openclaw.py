@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import pytest
 
 from lobstertrap import config, consistency, lifecycle, migration, takeover
 from lobstertrap.agent import AgentSpec
+from lobstertrap.cli.app import run
 from lobstertrap.errors import Unavailable
 from lobstertrap.lease import AgentRecord, read_record
 from lobstertrap.stores import StoreSettings
@@ -89,6 +92,12 @@ class World:
         except Unavailable:
             return False
         return True
+
+    def remove(self) -> None:
+        """Remove all of it."""
+        for target in ("laptop", "cluster"):
+            self.loaded.target(target).stop(self.spec)
+            self.loaded.target(target).remove(self.spec, volumes=True)
 
     def lose_laptop(self) -> None:
         """Kill what runs there, and destroy its state."""
@@ -213,9 +222,7 @@ def world(
         try:
             yield world
         finally:
-            for target in ("laptop", "cluster"):
-                world.loaded.target(target).stop(world.spec)
-                world.loaded.target(target).remove(world.spec, volumes=True)
+            world.remove()
 
 
 def test_a_conversation_goes_on_whatever_becomes_of_the_machines(
@@ -245,6 +252,56 @@ def test_a_conversation_goes_on_whatever_becomes_of_the_machines(
     assert_heard_once(world, fourth)
     assert world.model.heard("Nobody will know") == 0
     assert not world.model.refused
+
+
+@pytest.mark.long
+def test_one_that_podman_run_started_is_adopted_and_moved(world: World) -> None:
+    original = f"by-hand-{world.name}"
+    address = run_by_hand(world, original)
+    first = OpenClaw(address=address).say(HOMER)
+    ours = replace(world, name=f"{world.name}-2")
+
+    try:
+        adopt = ("adopt", "laptop", ours.name)
+        assert run((*adopt, "--from", original, "--secrets", "env")) == 0
+        second = OpenClaw(address=address).say(MAINE)
+        assert run((*adopt, "--switch")) == 0
+        third = ours.openclaw("laptop").say("It likes the cold.")
+        assert_heard_once(world, HOMER, first, MAINE, second)
+
+        ours.migrate("cluster")
+        ours.openclaw("cluster").say("What is it called, and where does it live?")
+        assert ours.record.target == "cluster"
+        assert_heard_once(world, HOMER, first, MAINE, second, third)
+    finally:
+        world.engine.run("rm", "--force", "--ignore", "--time", "0", original)
+        if (world.directory / "agents" / ours.name).exists():
+            ours.remove()
+        world.engine.run("volume", "rm", f"{original}-state")
+
+
+def run_by_hand(world: World, name: str) -> str:
+    """Do what a person does who has only Podman; return the gateway's address."""
+    target = world.loaded.target("laptop")
+    image = target.ensure_image(world.spec)
+    world.engine.run(
+        *("run", "--detach", "--name", name, "--hostname", "openclaw", "--read-only"),
+        *("--env", f"OPENCLAW_GATEWAY_TOKEN={TOKEN}", "--env", f"MODEL_KEY={KEY}"),
+        *("--volume", f"{name}-state:/home/node/.openclaw"),
+        *("--publish", "127.0.0.1::18789", image),
+    )
+    address = world.engine.run("port", name, "18789/tcp").strip()
+    wait_until(lambda: is_ready(address), seconds=PATIENCE)
+    return address
+
+
+def is_ready(address: str) -> bool:
+    """Whether the gateway there takes messages."""
+    try:
+        with urllib.request.urlopen(f"http://{address}/readyz", timeout=30) as answer:
+            return bool(answer.status == HTTPStatus.OK)
+    except OSError:
+        return False
 
 
 def take_over(loaded: config.Config, name: str, snapshot: str) -> None:

@@ -47,13 +47,16 @@ def describe(
     reference = _pinned(container, image)
     held = {k: v for k, v in _held(config).items() if v in secrets}
     command = _command(container, image)
+    mounts = tuple(mounts_of(container))
     openclaw = managed or "openclaw" in str(container.get("ImageName", ""))
+    # One may be run by its image's identity, or by another name.
+    openclaw |= any(mount.path.endswith("/.openclaw") for mount in mounts)
     return Found(
         original=name_of(container),
         made_by="claw-installer" if managed else "podman run",
         name=slug(labels.get("openclaw.agent") or name_of(container)),
         running=is_running(container),
-        mounts=tuple(mounts_of(container)),
+        mounts=mounts,
         image=reference,
         command=command,
         env=_environment(config, image),
