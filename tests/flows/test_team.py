@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.events import Event
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from lobstertrap.cli.checkout import find_checkout
+from deployments.automations import remove_others
 from lobstertrap.cli.prefect_server import PrefectServer
-from lobstertrap.tied import tied
 from tests.fixtures.postgres import postgres
+from tests.fixtures.team import Team, wait_until
 
 pytestmark = [
     pytest.mark.prefect,
@@ -27,86 +25,9 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1800),
 ]
-PREFECT = Path(sys.executable).with_name("prefect")
 TEAM = "deployments/team/prefect.yaml"
-SECONDS = 240
-
-
-class Team:
-    """A server, and what a member does with Prefect's own command."""
-
-    def __init__(self, server: PrefectServer, directory: Path) -> None:
-        self._environ = server.client_environment(os.environ)
-        self._directory = directory
-
-    def prefect(self, *arguments: str) -> str:
-        """Run `prefect` in the checkout and return what it said."""
-        done = subprocess.run(
-            [PREFECT, "--no-prompt", *arguments],
-            cwd=find_checkout(),
-            env=self._environ,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def run(self, deployment: str, **parameters: str) -> None:
-        """Run a deployment by Prefect's command and wait until it is completed."""
-        asked = [f"--param={name}={value}" for name, value in parameters.items()]
-        said = self.prefect("deployment", "run", deployment, *asked, "--watch")
-        assert "Completed" in said, said
-
-    def result(self, deployment: str, **parameters: Any) -> dict[str, Any]:
-        """Run a deployment as the UI does; return what its flow has returned."""
-        with get_client(sync_client=True) as client:
-            found = client.read_deployment_by_name(deployment)
-            run = client.create_flow_run_from_deployment(
-                found.id, parameters=parameters
-            )
-            deadline = time.monotonic() + SECONDS
-            while not (state := client.read_flow_run(run.id).state).is_final():
-                assert time.monotonic() < deadline, (deployment, state)
-                time.sleep(0.2)
-        assert state.is_completed(), (deployment, state.message)
-        return state.result()
-
-    def deployments(self) -> dict[str, tuple[object, int]]:
-        """Return what the server has: of each its id and how many schedules."""
-        with get_client(sync_client=True) as client:
-            return {
-                f"{one.name} {one.entrypoint}": (one.id, len(one.schedules))
-                for one in client.read_deployments()
-            }
-
-    @contextmanager
-    def worker(self, pool: str, config: Path) -> Iterator[Path]:
-        """Run a worker of the pool with its own lobstertrap.toml; yields its log."""
-        log, elsewhere = self._directory / f"{pool}.log", self._directory / pool
-        elsewhere.mkdir()
-        own = {"LOBSTERTRAP_CONFIG": str(config), "PREFECT_WORKER_QUERY_SECONDS": "1"}
-        with log.open("w") as output:
-            worker = subprocess.Popen(
-                tied([str(PREFECT), "worker", "start", "-p", pool, "-n", pool]),
-                cwd=elsewhere,
-                env=self._environ | own,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        try:
-            deadline = time.monotonic() + SECONDS
-            while "started!" not in log.read_text():
-                assert worker.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.1)
-            yield log
-        finally:
-            os.killpg(worker.pid, signal.SIGKILL)
-            worker.wait()
+PATIENT = "stop_timeout: 600s"
+"""For tally, so that a test has time for what it does while tally is being stopped."""
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +35,9 @@ def server(tmp_path_factory) -> Iterator[PrefectServer]:
     """Return a server that keeps everything in Postgres."""
     directory = tmp_path_factory.mktemp("prefect")
     with postgres() as database:
-        own = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": database}
+        own = {
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL": database,
+        }
         with PrefectServer(directory, settings=own) as made:
             yield made
 
@@ -125,35 +48,95 @@ def prefect_environment(server) -> dict[str, str]:
     return server.client_environment(os.environ)
 
 
-@pytest.fixture
-def team(server, tmp_path) -> Iterator[Team]:
-    """Return a team whose pools are empty."""
+@pytest.fixture(scope="module")
+def team(server, shared_world, tmp_path_factory) -> Iterator[Team]:
+    """Return a team with two pools and every deployment, whose workers come later."""
+    made = Team(
+        environ=server.client_environment(os.environ),
+        directory=tmp_path_factory.mktemp("team"),
+    )
+    spec = shared_world.directory / "agents" / "tally" / "agent.yaml"
+    text = spec.read_text("utf-8")
+    assert "stop_timeout: 10s" in text
+    spec.write_text(text.replace("stop_timeout: 10s", PATIENT), "utf-8")
     with temporary_settings(updates={PREFECT_API_URL: server.api}):
-        yield Team(server, tmp_path)
+        for pool in ("laptop", "cluster"):
+            made.prefect("work-pool", "create", pool, "--type", "process")
+        made.prefect("deploy", "--prefect-file", TEAM, "--all")
+        made.silence()
+        yield made
+        made.end()
 
 
-def test_a_team_with_postgres_runs_every_deployment_where_its_targets_are(world, team):
-    both = world.directory / "lobstertrap.toml"
+@pytest.fixture(scope="module")
+def both(shared_world) -> Path:
+    """Return the lobstertrap.toml of the worker that reaches both targets."""
+    return shared_world.directory / "lobstertrap.toml"
+
+
+@pytest.fixture
+def world(shared_world, team, both):
+    """Return the world with tally running somewhere, and a worker for both targets."""
+    team.worker("laptop", both)
+    if not shared_world.running():
+        team.run("launch-agent/laptop", agent="tally", on="laptop")
+    return shared_world
+
+
+def other_than(home: str) -> str:
+    return "server" if home == "laptop" else "laptop"
+
+
+@contextmanager
+def cutover(world, team) -> Iterator[tuple[str, str, str]]:
+    """Begin a migration that waits for tally's stop; yields the run, from, and to.
+
+    Tally stops at the end of the block, and after its `stop_timeout` by force.
+    """
+    (home,) = world.running()
+    to = other_than(home)
+    tally = world.suspend_tally()
+    try:
+        run = team.ask("migrate-agent/laptop", agent="tally", to=to)
+        world.wait_for("cutover", 240)
+        yield run, home, to
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(tally, signal.SIGCONT)
+
+
+def gone(pid: int) -> bool:
+    """Say whether a process has ended, whoever still has to be told."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text("utf-8", errors="replace")
+    except OSError:
+        return True
+    return stat.rpartition(")")[2].split()[0] in "ZX"
+
+
+def test_a_team_with_postgres_runs_every_deployment_where_its_targets_are(
+    shared_world, team, both
+):
+    world = shared_world
     one = world.directory / "away.toml"
     store = both.read_text("utf-8").partition("[targets.laptop]")[0]
     one.write_text(f'{store}[targets.server]\nkind = "host"\nroot = "server"\n')
-    for pool in ("laptop", "cluster"):
-        team.prefect("work-pool", "create", pool, "--type", "process")
-    team.prefect("deploy", "--prefect-file", TEAM, "--all")
     made = team.deployments()
     team.prefect("deploy", "--prefect-file", TEAM, "--all")
+    team.silence()
 
-    with team.worker("laptop", both), team.worker("cluster", one):
-        team.run("launch-agent/laptop", agent="tally", on="laptop")
-        world.tally("laptop").say("hello")
-        here = team.result("snapshot-agent/laptop")
-        nothing = team.result("snapshot-agent/cluster")
-        team.run("migrate-agent/laptop", agent="tally", to="server")
-        there = team.result("snapshot-agent/cluster")
-        seen = team.result("watch-agents/cluster")
-        team.result("restore-agent/cluster", agent="tally", to="server")
-        kept = team.result("maintain-repository/cluster", sample_percent=100)
-        back = team.result("migrate-fleet/laptop", source="server", to="laptop")
+    team.worker("laptop", both)
+    team.worker("cluster", one)
+    team.run("launch-agent/laptop", agent="tally", on="laptop")
+    world.tally("laptop").say("hello")
+    here = team.result("snapshot-agent/laptop")
+    nothing = team.result("snapshot-agent/cluster")
+    team.run("migrate-agent/laptop", agent="tally", to="server")
+    there = team.result("snapshot-agent/cluster")
+    seen = team.result("watch-agents/cluster")
+    team.result("restore-agent/cluster", agent="tally", to="server")
+    kept = team.result("maintain-repository/cluster", sample_percent=100)
+    back = team.result("migrate-fleet/laptop", source="server", to="laptop")
 
     assert team.deployments() == made
     assert len(made) == 12
@@ -165,3 +148,86 @@ def test_a_team_with_postgres_runs_every_deployment_where_its_targets_are(world,
     assert [row["agent"] for row in back["agents"]] == ["tally"]
     assert world.running() == ["laptop"]
     assert world.tally("laptop").say("and on") == 2
+
+
+def test_a_cancelled_migration_is_rolled_back_by_its_worker(world, team):
+    with cutover(world, team) as (run, home, _):
+        team.cancel(run)
+        world.wait_for("rolling-back", 120)
+
+    assert team.ended(run) == "Cancelled"
+    world.settle_on(home)
+
+
+def test_a_migration_whose_worker_is_stopped_is_finished_by_the_next_run(
+    world, team, both
+):
+    with cutover(world, team) as (run, _, to):
+        flow = world.record.operation.holder.pid
+        worker = team.worker("laptop", both)
+        worker.process.send_signal(signal.SIGTERM)
+        worker.process.wait(120)
+        wait_until(lambda: gone(flow))
+    left = team.state(run)
+
+    team.worker("laptop", both)
+    team.result("migrate-agent/laptop", agent="tally", to=to)
+
+    assert left == "Running"  # until the automation below ends it
+    world.settle_on(to)
+
+
+def test_a_run_whose_machine_died_becomes_crashed_and_its_retry_finishes_it(
+    world, team, both
+):
+    with cutover(world, team) as (run, _, to):
+        flow = world.record.operation.holder.pid
+        team.worker("laptop", both).kill()
+        os.kill(flow, signal.SIGKILL)
+        wait_until(lambda: gone(flow))
+    assert team.state(run) == "Running"
+
+    with dead_runs_ended(team, run):
+        assert team.ended(run) == "Crashed"
+    team.worker("laptop", both)
+    team.prefect("flow-run", "retry", run)
+
+    wait_until(lambda: team.state(run) == "Completed")
+    world.settle_on(to)
+
+
+def test_a_failed_migration_is_retried_by_prefects_command(world, team):
+    (home,) = world.running()
+    to = other_than(home)
+    mend = world.break_tally_on(to)
+    run = team.ask("migrate-agent/laptop", agent="tally", to=to)
+    ended = team.ended(run)
+    mend()
+    world.settle_on(home)
+
+    team.prefect("flow-run", "retry", run)
+
+    assert ended == "Failed"
+    wait_until(lambda: team.state(run) == "Completed")
+    world.settle_on(to)
+
+
+@contextmanager
+def dead_runs_ended(team: Team, run: str) -> Iterator[None]:
+    """Let the shipped automation end runs that are silent for twelve seconds.
+
+    The run's last sign of life is sent now: what the automation has not seen alive it
+    does not miss.
+    """
+    with get_client(sync_client=True) as client:
+        try:
+            script = (sys.executable, "deployments/automations.py")
+            team.command(*script, "--dead-after", "0.2")
+            alive = Event(
+                event="prefect.flow-run.heartbeat",
+                resource={"prefect.resource.id": f"prefect.flow-run.{run}"},
+            )
+            client.request("POST", "/events", json=[alive.model_dump(mode="json")])
+            yield
+        finally:
+            list(remove_others(client, set()))
