@@ -59,7 +59,7 @@ format: .venv/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The lock holds hashes and no index: it needs uv, which nothing else here does.
+# The lock is whole, so pip resolves nothing. It holds no index and needs uv, which nothing else here does.
 lock:
 	uv pip compile -q pyproject.toml --all-extras --group dev --group build \
 	  --python-version 3.11 --universal --generate-hashes --no-emit-index-url \
@@ -71,7 +71,7 @@ lock:
 	@echo "setting up .venv (once) ..."
 	@$(PYTHON) -m venv --clear .venv || \
 	  { echo "this Python has no venv module (Debian: apt-get install python3-venv)"; exit 1; }
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 

@@ -357,8 +357,8 @@ def main() -> NoReturn:
         give_up(1, f"cannot start on {address[0]}:{address[1]} in {root}: {error}")
     print(f"tally: ready on port {agent.server_port}, epoch {agent.epoch}", flush=True)
     threading.Thread(target=agent.serve_forever, args=(0.05,), daemon=True).start()
-    # Again and again: a signal that came while all was suspended may be handed to another
-    # thread, and then nothing wakes this one, which alone runs Python's handlers.
+    # Again and again: a signal that came while all was suspended may be handed to
+    # another thread, and then nothing wakes this one, which runs Python's handlers.
     while not stop.wait(0.5):
         pass
     print("tally: stopping", flush=True)

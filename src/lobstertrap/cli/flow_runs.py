@@ -25,9 +25,9 @@ _QUIET = {
 _PATIENT = {
     # For the server that Prefect starts itself where ours cannot be: up to 24 s here.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "60",
-    # A server that went away is given up after six seconds, each time that something is
+    # A server that went away is given up after 14 seconds, each time that something is
     # to be told, and not after a minute.
-    "PREFECT_CLIENT_MAX_RETRIES": "2",
+    "PREFECT_CLIENT_MAX_RETRIES": "3",
 }
 
 
