@@ -11,11 +11,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas import filters
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 
@@ -188,6 +192,53 @@ def test_the_bare_command_migrates_an_agent(on_laptop, served):
     )
     assert "Completed" in said
     on_laptop.settle_on("laptop")
+
+
+def test_a_round_by_schedule_leaves_an_agent_alone_that_is_being_moved(
+    on_laptop, served
+):
+    with scheduled_often(served, "snapshot-agent/scheduled") as deployment:
+        with on_laptop.config.hold("tally", "migrate"):
+            during = next_round(served, deployment)
+        after = next_round(served, deployment)
+
+    assert (during.auto_scheduled, after.auto_scheduled) == (True, True)
+    assert during.state.result()["agents"] == []
+    assert [row["agent"] for row in after.state.result()["agents"]] == ["tally"]
+    on_laptop.settle_on("laptop")
+
+
+@contextmanager
+def scheduled_often(served: Served, deployment: str) -> Iterator[object]:
+    """Give a deployment a schedule of every 15 seconds; yields its id."""
+    often = IntervalSchedule(
+        interval=timedelta(seconds=15), anchor_date=datetime.now(UTC)
+    )
+    with served.client() as client:
+        found = client.read_deployment_by_name(deployment)
+        [made] = client.create_deployment_schedules(found.id, [(often, True)])
+        yield found.id
+        client.delete_deployment_schedule(found.id, made.id)
+        at_work = filters.FlowRunFilter(
+            deployment_id=filters.FlowRunFilterDeploymentId(any_=[found.id]),
+            state={"name": {"any_": ["Pending", "Running"]}},
+        )
+        while client.read_flow_runs(flow_run_filter=at_work):
+            time.sleep(0.5)
+
+
+def next_round(served: Served, deployment: object) -> FlowRun:
+    """Return the first run of a deployment that starts from now on, when it is done."""
+    ours = filters.FlowRunFilter(
+        deployment_id=filters.FlowRunFilterDeploymentId(any_=[deployment]),
+        start_time=filters.FlowRunFilterStartTime(after_=datetime.now(UTC)),
+        state={"name": {"any_": ["Completed", "Failed", "Crashed"]}},
+    )
+    with served.client() as client:
+        while not (runs := client.read_flow_runs(flow_run_filter=ours)):
+            time.sleep(0.5)
+    assert runs[0].state.name == "Completed", runs[0].state.message
+    return runs[0]
 
 
 def test_a_cancel_in_the_ui_rolls_the_migration_back(on_laptop, served):
