@@ -254,7 +254,6 @@ def test_a_conversation_goes_on_whatever_becomes_of_the_machines(
     assert not world.model.refused
 
 
-@pytest.mark.long
 def test_one_that_podman_run_started_is_adopted_and_moved(world: World) -> None:
     original = f"by-hand-{world.name}"
     address = run_by_hand(world, original)
