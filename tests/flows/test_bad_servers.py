@@ -35,6 +35,8 @@ from lobstertrap.errors import (
     NotFound,
     Unavailable,
 )
+from lobstertrap.job import Progress
+from tasks import live_progress
 from tests.fixtures.ports import free_port
 
 pytestmark = [pytest.mark.prefect, pytest.mark.timeout(1200)]
@@ -279,6 +281,24 @@ def test_an_error_tells_a_server_that_is_away_from_one_that_answers():
 
     assert is_away(away.value)
     assert not is_away(ill.value)
+
+
+def test_progress_that_cannot_be_shown_is_not_tried_again(monkeypatch):
+    tried = []
+
+    def away(percent: float, **_: object) -> None:
+        tried.append(percent)
+        raise httpx.ConnectError("away")
+
+    monkeypatch.setattr(live_progress, "create_progress_artifact", away)
+    monkeypatch.setattr(live_progress, "EVERY", 0.0)
+    tell = live_progress.reporting("a transfer")
+
+    with live_progress.live_progress("a transfer"):
+        for done in (25, 50):
+            tell(Progress(phase="read", done_bytes=done, total_bytes=100))
+
+    assert tried == [25.0]
 
 
 @pytest.mark.s3

@@ -194,6 +194,13 @@ def test_ports_health_and_limits_are_carried_over():
     assert spec.stop_timeout == 7
 
 
+def test_openclaw_is_known_by_where_its_state_is_whatever_its_image_is_called():
+    state = {"Mounts": [mount("home", "/home/node/.openclaw")]}
+
+    assert describe_container(container(**state), IMAGE).is_openclaw
+    assert not describe_container(container(), IMAGE).is_openclaw
+
+
 def test_a_secret_on_the_command_line_is_refused_not_written():
     found = replace(SIMPLE, command=("serve", "--token=ghp_0123456789abcdefghij"))
 

@@ -189,13 +189,22 @@ def test_a_slip_in_the_command_line_is_told_with_what_was_meant(
     assert hint.startswith(f"hint: did you mean {meant}? ")
 
 
-def test_wrong_usage_is_an_object_too_when_json_was_asked_for(project, capsys):
-    assert run(["migrate", "--json"]) == 2
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["migrate", "--json"], "missing argument 'AGENT'"),
+        (["migrate", "tally", "--too", "x", "--json"], "no such option: --too"),
+    ],
+)
+def test_wrong_usage_is_an_object_too_when_json_was_asked_for(
+    project, capsys, line, message
+):
+    assert run(line) == 2
 
     out, err = capsys.readouterr()
     told = json.loads(out)["error"]
     assert (told["kind"], told["exit_code"]) == ("InvalidInput", 2)
-    assert told["message"] == "missing argument 'AGENT'"
+    assert told["message"] == message
     assert err.startswith(f"error: {told['message']}\n")
 
 

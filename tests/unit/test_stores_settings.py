@@ -14,7 +14,7 @@ from lobstertrap.redaction import SecretValue
 from lobstertrap.stores import StoreSettings, open_store, with_credentials
 from lobstertrap.stores.directory import DirectoryStore
 from lobstertrap.stores.s3 import S3Store
-from lobstertrap.stores.s3_client import Buffers, _protected
+from lobstertrap.stores.s3_client import Buffers, _protected, connect
 from lobstertrap.stores.settings import S3Place, check_endpoint, parse_url
 
 FULL = {
@@ -221,6 +221,20 @@ def test_importing_the_package_imports_no_client():
 )
 def test_payloads_are_signed_where_nothing_else_protects_them(endpoint, protected):
     assert _protected(endpoint) is protected
+
+
+@pytest.mark.usefixtures("no_chain")
+@pytest.mark.parametrize(
+    ("region", "signed_for"), [(None, "us-east-1"), ("eu-central-1", "eu-central-1")]
+)
+def test_a_server_that_has_no_regions_is_asked_as_the_first(region, signed_for):
+    named = {key: value for key, value in FULL.items() if key != "region"}
+    settings = StoreSettings.from_dict(named | ({"region": region} if region else {}))
+
+    client = connect(settings, 5.0)
+
+    assert client.meta.region_name == signed_for
+    client.close()
 
 
 def test_buffers_read_like_a_file():
