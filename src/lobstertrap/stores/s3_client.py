@@ -31,8 +31,6 @@ _CONNECT_SECONDS = 10
 ANSWER_SECONDS = 60.0
 """How long a server may be silent."""
 _CONNECTIONS = 16
-_FALLBACK_REGION = "us-east-1"
-"""What servers that have no regions expect in a signature."""
 
 
 def connect(settings: StoreSettings, answer_seconds: float) -> S3Client:
@@ -181,11 +179,8 @@ def _session(settings: StoreSettings) -> Session:
             settings.secret_key.reveal(),
             None if token is None else token.reveal(),
         )
-    region = settings.region or session.get_config_variable("region")
-    if region is None and settings.endpoint:
-        region = _FALLBACK_REGION
-    if region is not None:
-        session.set_config_variable("region", region)
+    if settings.region is not None:
+        session.set_config_variable("region", settings.region)
     return session
 
 
