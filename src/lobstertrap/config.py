@@ -136,10 +136,11 @@ class Config:
     def open_repository(self, *, create: bool = False) -> Repository:
         """Open the repository, or make it when asked and there is none yet."""
         from lobstertrap.repository import Repository  # noqa: PLC0415 - keep light
+        from lobstertrap.repository.cache import user_cache  # noqa: PLC0415
 
         store, key = self.open_store(), self.repository_key()
         try:
-            return Repository.open(store, key)
+            return Repository.open(store, key, cache_dir=user_cache())
         except NotFound:
             if not create:
                 raise

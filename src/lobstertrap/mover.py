@@ -30,6 +30,7 @@ from lobstertrap.errors import (
 )
 from lobstertrap.redaction import SecretValue, redactor
 from lobstertrap.repository import Owners, Repository, restore, take_snapshot
+from lobstertrap.repository.cache import user_cache
 from lobstertrap.repository.system import raise_file_limit, translated
 from lobstertrap.stores.base import ObjectStore
 
@@ -144,7 +145,9 @@ def _snapshot(asked: _Request, on_progress: job.OnProgress) -> dict[str, Any]:
     leaks = asked.text("leaks", "off")
     if leaks not in ("off", "warn", "refuse"):
         raise InvalidInput(f"leaks is 'off', 'warn' or 'refuse', not '{leaks}'")
-    repo = asked.unlocked() or Repository.create(asked.store(), asked.key())
+    repo = asked.unlocked() or Repository.create(
+        asked.store(), asked.key(), cache_dir=asked.cache_dir()
+    )
     snapshot = take_snapshot(
         repo,
         agent=asked.text("agent"),
@@ -172,7 +175,7 @@ def _snapshot(asked: _Request, on_progress: job.OnProgress) -> dict[str, Any]:
 
 
 def _restore(asked: _Request, on_progress: job.OnProgress) -> dict[str, Any]:
-    repo = asked.unlocked() or Repository.open(asked.store(), asked.key())
+    repo = asked.opened()
     repo.use_cache(asked.cache_dir())
     snapshot = repo.find(asked.text("snapshot"), asked.text("agent"))
     result = restore(
@@ -192,7 +195,7 @@ def _plan(asked: _Request, _on_progress: job.OnProgress) -> dict[str, Any]:
     from lobstertrap.repository.diff import plan_restore  # noqa: PLC0415
     from lobstertrap.repository.planned import planned  # noqa: PLC0415
 
-    repo = asked.unlocked() or Repository.open(asked.store(), asked.key())
+    repo = asked.opened()
     repo.use_cache(asked.cache_dir())
     tree = Tree(repo, repo.find(asked.text("snapshot"), asked.text("agent")))
     delete = asked.flag("delete_extra")
@@ -274,6 +277,12 @@ class _Request:
         redactor.add(key)
         return key
 
+    def opened(self) -> Repository:
+        """Open the repository, with the master key or the passphrase."""
+        return self.unlocked() or Repository.open(
+            self.store(), self.key(), cache_dir=self.cache_dir()
+        )
+
     def unlocked(self) -> Repository | None:
         """Open the repository with the master key, if the request has it."""
         if "master" not in self._fields:
@@ -293,11 +302,7 @@ class _Request:
         return _store_of(json.dumps(fields, sort_keys=True))
 
     def cache_dir(self) -> Path | None:
-        if not self.flag("cache"):
-            return None
-        from platformdirs import user_cache_path  # noqa: PLC0415 - only when needed
-
-        return user_cache_path("lobstertrap") / "repositories"
+        return user_cache() if self.flag("cache") else None
 
 
 @lru_cache(maxsize=1)

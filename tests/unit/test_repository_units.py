@@ -19,6 +19,7 @@ from lobstertrap.repository.chunker import (
     Chunker,
 )
 from lobstertrap.repository.crypto import Keys
+from lobstertrap.repository.derivation import Derivation, ScryptCost
 from lobstertrap.repository.digest import BLOCK, ContentDigest, content_digest
 from lobstertrap.repository.entry import content_items, cut_content
 from lobstertrap.repository.exclude import Exclude
@@ -36,7 +37,6 @@ from lobstertrap.repository.pack import (
 )
 from lobstertrap.repository.slots import (
     Config,
-    ScryptCost,
     make_slot,
     parse_config,
 )
@@ -340,7 +340,7 @@ def test_a_slot_costs_no_more_than_a_reader_allows() -> None:
     config = Config(id=KEYS.repository_id, slots=({**slot, "n": 1 << 40},))
 
     with pytest.raises(AccessDenied):
-        config.unlock(SecretValue(KEY))
+        config.unlock(Derivation(SecretValue(KEY)))
     with pytest.raises(InvalidInput, match="empty"):
         make_slot(KEYS.master, SecretValue(""), ScryptCost(), label="x")
 

@@ -250,10 +250,10 @@ def seconds(text: str) -> float:
 
 
 def _open(config: Config) -> Repository:
-    from platformdirs import user_cache_path  # noqa: PLC0415 - not for --help
+    from lobstertrap.repository.cache import user_cache  # noqa: PLC0415 - not for --help
 
     repository = config.open_repository()
-    repository.use_cache(user_cache_path("lobstertrap") / "repositories")
+    repository.use_cache(user_cache())
     return repository
 
 

@@ -13,9 +13,9 @@ The nouns, from small to large (docs/repository-format.md has every byte):
 """
 
 from lobstertrap.repository.archiver import take_snapshot
+from lobstertrap.repository.derivation import ScryptCost
 from lobstertrap.repository.repository import Repository
 from lobstertrap.repository.restorer import RestoreResult, restore
-from lobstertrap.repository.slots import ScryptCost
 from lobstertrap.repository.snapshot import Owners, Snapshot
 from lobstertrap.repository.tree_digest import tree_digest
 

@@ -18,6 +18,13 @@ _STORED = tuple(
 )
 
 
+def user_cache() -> Path:
+    """Return the directory of this user's caches of repositories."""
+    from platformdirs import user_cache_path  # noqa: PLC0415 - only when needed
+
+    return user_cache_path("lobstertrap") / "repositories"
+
+
 class ObjectCache:
     """A directory of one repository; every failure of the disk is a miss."""
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 from lobstertrap.errors import Conflict, InvalidInput, NotFound, Refused, Unavailable
 from lobstertrap.redaction import SecretValue
+from lobstertrap.repository.derivation import ScryptCost
 from lobstertrap.repository.format import CONFIG_KEY, MAX_CONFIG
 from lobstertrap.repository.repository import Repository
 from lobstertrap.repository.slots import (
     MAX_SLOTS,
     Config,
-    ScryptCost,
     make_slot,
     parse_config,
 )

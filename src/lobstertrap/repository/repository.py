@@ -21,6 +21,7 @@ from lobstertrap.redaction import SecretValue
 from lobstertrap.repository.blobs import BlobReader
 from lobstertrap.repository.cache import ObjectCache
 from lobstertrap.repository.crypto import Keys, open_object, seal_object
+from lobstertrap.repository.derivation import Derivation, ScryptCost
 from lobstertrap.repository.format import (
     CONDEMNED_PREFIX,
     CONFIG_KEY,
@@ -39,7 +40,7 @@ from lobstertrap.repository.format import (
 )
 from lobstertrap.repository.index import Index, IndexTable
 from lobstertrap.repository.retention import ROLLED_BACK
-from lobstertrap.repository.slots import Config, ScryptCost, make_slot, parse_config
+from lobstertrap.repository.slots import Config, make_slot, parse_config
 from lobstertrap.repository.snapshot import Snapshot, SnapshotName, decode_snapshot
 from lobstertrap.repository.writer import BlobWriter
 from lobstertrap.stores.base import ObjectInfo, ObjectStore
@@ -76,14 +77,15 @@ class Repository:
         passphrase: SecretValue,
         *,
         cost: ScryptCost | None = None,
+        cache_dir: Path | None = None,
     ) -> Repository:
-        """Make a repository, or open the one that is there.
+        """Make a repository, or open the one that is there, as `open` does.
 
         Of two processes that create at once one wins, and the other opens the winner's.
         Raises `AccessDenied` when it exists and `passphrase` is not its key.
         """
         try:
-            return cls.open(store, passphrase)
+            return cls.open(store, passphrase, cache_dir=cache_dir)
         except NotFound:
             keys = Keys.from_master(secrets.token_bytes(32))
         slot = make_slot(
@@ -93,12 +95,22 @@ class Repository:
         try:
             store.put(CONFIG_KEY, config.encode(), if_absent=True)
         except Conflict:
-            return cls.open(store, passphrase)
+            return cls.open(store, passphrase, cache_dir=cache_dir)
         return cls(store, keys)
 
     @classmethod
-    def open(cls, store: ObjectStore, passphrase: SecretValue) -> Repository:
-        """Open the repository; `NotFound` when there is none, `AccessDenied`."""
+    def open(
+        cls,
+        store: ObjectStore,
+        passphrase: SecretValue,
+        *,
+        cache_dir: Path | None = None,
+    ) -> Repository:
+        """Open the repository; `NotFound` when there is none, `AccessDenied`.
+
+        With what `cache_dir` remembers of it, the key is derived while it is reached.
+        """
+        derivation = Derivation(passphrase, cache_dir, url=store.url)
         try:
             data = store.get(CONFIG_KEY).data
         except NotFound:
@@ -106,7 +118,7 @@ class Repository:
                 f"no repository at {store.url}",
                 hint="the first snapshot creates one; or check the store's url",
             ) from None
-        return cls(store, Keys.from_master(parse_config(data).unlock(passphrase)))
+        return cls(store, Keys.from_master(parse_config(data).unlock(derivation)))
 
     @classmethod
     def unlocked(cls, store: ObjectStore, master: bytes) -> Repository:

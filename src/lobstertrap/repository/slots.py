@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import secrets
 from dataclasses import dataclass
@@ -14,23 +13,14 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from lobstertrap.errors import AccessDenied, IntegrityError, InvalidInput
 from lobstertrap.redaction import SecretValue
 from lobstertrap.repository.crypto import repository_id
+from lobstertrap.repository.derivation import Derivation, ScryptCost, scrypt
 from lobstertrap.repository.format import MAX_CONFIG, VERSION, newer
 
 _FORMAT = "lobstertrap repository"
-_MAX_SCRYPT_MEMORY = 1 << 30
 _MASTER_SIZE = 32
 
 MAX_SLOTS = 32
 """Each may cost a guess's time and memory before the right one is found."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScryptCost:
-    """What one guess of a passphrase costs: 128·n·r bytes and that work p times."""
-
-    n: int = 1 << 15
-    r: int = 8
-    p: int = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,18 +43,19 @@ class Config:
     def opens(self, passphrase: SecretValue) -> bool:
         """Say whether a passphrase opens a slot."""
         try:
-            self.unlock(passphrase)
+            self.unlock(Derivation(passphrase))
         except AccessDenied:
             return False
         return True
 
-    def unlock(self, passphrase: SecretValue) -> bytes:
+    def unlock(self, derivation: Derivation) -> bytes:
         """Return the master key; `AccessDenied` when no slot opens."""
-        for slot in self.slots:
-            if slot.get("kind") != "scrypt":
-                continue
-            master = _unwrap(slot, self.id, passphrase)
+        ours = [slot for slot in map(_Slot.parse, self.slots) if slot]
+        ours.sort(key=lambda slot: not derivation.is_begun(slot.salt))
+        for slot in ours:
+            master = slot.unwrap(self.id, derivation)
             if master is not None and repository_id(master) == self.id:
+                derivation.remember(slot.salt, slot.cost)
                 return master
         raise AccessDenied(
             f"the repository key does not open repository {self.id.hex()[:8]}",
@@ -112,7 +103,7 @@ def make_slot(
             "the repository key is empty", hint="generate one: openssl rand -hex 32"
         )
     salt = secrets.token_bytes(32)
-    kek = _scrypt(passphrase, salt, cost)
+    kek = scrypt(passphrase, salt, cost)
     aad = _slot_aad(repository_id(master), "scrypt")
     return {
         "kind": "scrypt",
@@ -126,34 +117,38 @@ def make_slot(
     }
 
 
-def _unwrap(
-    slot: dict[str, Any], identity: bytes, passphrase: SecretValue
-) -> bytes | None:
-    try:
-        cost = ScryptCost(n=int(slot["n"]), r=int(slot["r"]), p=int(slot["p"]))
-        salt = bytes.fromhex(slot["salt"])
-        wrapped = bytes.fromhex(slot["wrapped"])
-        kek = _scrypt(passphrase, salt, cost)
-        master = AESGCM(kek).decrypt(bytes(12), wrapped, _slot_aad(identity, "scrypt"))
-    except (InvalidTag, ValueError, TypeError, KeyError, OverflowError):
-        return None
-    return master if len(master) == _MASTER_SIZE else None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Slot:
+    """A slot of the kind `scrypt`."""
+
+    salt: bytes
+    cost: ScryptCost
+    wrapped: bytes
+
+    @classmethod
+    def parse(cls, slot: dict[str, Any]) -> _Slot | None:
+        """Return None for one of another kind, or that makes no sense."""
+        if slot.get("kind") != "scrypt":
+            return None
+        try:
+            return cls(
+                salt=bytes.fromhex(slot["salt"]),
+                cost=ScryptCost(n=int(slot["n"]), r=int(slot["r"]), p=int(slot["p"])),
+                wrapped=bytes.fromhex(slot["wrapped"]),
+            )
+        except (ValueError, TypeError, KeyError, OverflowError):
+            return None
+
+    def unwrap(self, identity: bytes, derivation: Derivation) -> bytes | None:
+        """Return the master key, or None when it is not the right passphrase."""
+        try:
+            kek = derivation.key(self.salt, self.cost)
+            aad = _slot_aad(identity, "scrypt")
+            master = AESGCM(kek).decrypt(bytes(12), self.wrapped, aad)
+        except (InvalidTag, ValueError, OverflowError):
+            return None
+        return master if len(master) == _MASTER_SIZE else None
 
 
 def _slot_aad(identity: bytes, kind: str) -> bytes:
     return b"lobstertrap slot 1\0" + identity + kind.encode()
-
-
-def _scrypt(passphrase: SecretValue, salt: bytes, cost: ScryptCost) -> bytes:
-    memory = 128 * cost.n * cost.r
-    if not 0 < memory <= _MAX_SCRYPT_MEMORY or not 0 < cost.p <= 16:  # noqa: PLR2004
-        raise ValueError("unreasonable cost")
-    return hashlib.scrypt(
-        passphrase.reveal().encode(),
-        salt=salt,
-        n=cost.n,
-        r=cost.r,
-        p=cost.p,
-        maxmem=memory + (4 << 20) + 256 * cost.r * cost.p,
-        dklen=32,
-    )
