@@ -28,6 +28,7 @@ from lobstertrap.repository import (
 from lobstertrap.repository.browse import Finder, Tree
 from lobstertrap.repository.check import check
 from lobstertrap.repository.crypto import TRAILER_PART, seal_object
+from lobstertrap.repository.derivation import Derivation
 from lobstertrap.repository.entry import check_row, content_items, decode_page
 from lobstertrap.repository.export import export
 from lobstertrap.repository.format import (
@@ -306,7 +307,7 @@ def test_wrong_values_in_a_config(repo: Repository, changes) -> None:
 
     cheap = config and all(_cheap(slot) for slot in config.slots)
     if config is not None and cheap:
-        ours(config.unlock, SecretValue(KEY))
+        ours(config.unlock, Derivation(SecretValue(KEY)))
 
 
 def _is_json(value: Any) -> bool:

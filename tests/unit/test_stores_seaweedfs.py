@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -128,6 +129,17 @@ def test_a_port_in_use_is_said(tmp_path: Path):
 
         with pytest.raises(Unavailable, match=f"port {port}"):
             SeaweedFS(tmp_path, port=port).start()
+
+
+def test_no_service_is_given_the_grpc_port_of_another(tmp_path: Path):
+    with SeaweedFS(tmp_path) as server:
+        server.stop()
+    state = json.loads((tmp_path / "server.json").read_text())
+    state["ports"]["admin"] = state["ports"]["s3"] + 10_000
+    (tmp_path / "server.json").write_text(json.dumps(state))
+
+    with SeaweedFS(tmp_path) as server:
+        assert list(open_any(server.settings).list("")) == []
 
 
 def test_a_server_that_ends_at_once_is_said_with_its_last_words(tmp_path: Path):

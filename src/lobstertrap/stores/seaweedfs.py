@@ -245,12 +245,13 @@ def find_weed() -> Path:
 def _free_ports(wanted: dict[str, int], s3: int | None) -> dict[str, int]:
     """Return a free port for each service, those of the last time where possible."""
     ports: dict[str, int] = {}
+    taken: set[int] = set()  # also as gRPC ports: one service's may be another's HTTP
     for name in _SERVICES:
         first = s3 if name == "s3" and s3 is not None else wanted.get(name)
         candidates = [first] if first is not None else []
         if name != "s3" or s3 is None:
             candidates += random.sample(_PORTS, 100)
-        free = (p for p in candidates if p not in ports.values() and _is_free(p))
+        free = (p for p in candidates if taken.isdisjoint(_both(p)) and _is_free(p))
         port = next(free, None)
         if port is None:
             raise Unavailable(
@@ -258,11 +259,16 @@ def _free_ports(wanted: dict[str, int], s3: int | None) -> dict[str, int]:
                 hint="stop what listens there or choose another port",
             )
         ports[name] = port
+        taken.update(_both(port))
     return ports
 
 
+def _both(port: int) -> tuple[int, int]:
+    return port, port + _GRPC_OFFSET
+
+
 def _is_free(port: int) -> bool:
-    for number in (port, port + _GRPC_OFFSET):
+    for number in _both(port):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
