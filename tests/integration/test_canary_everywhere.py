@@ -35,7 +35,7 @@ from lobstertrap.errors import LobsterTrapError
 from lobstertrap.repository import Owners, restore, take_snapshot
 from lobstertrap.stores import StoreSettings, open_store
 from lobstertrap.targets.podman_engine import PodmanEngine
-from tests.fixtures.canary import MARK, Canaries, Watch
+from tests.fixtures.canary import MARK, Canaries, Watch, etcd_revision
 from tests.fixtures.cluster import Namespace
 from tests.fixtures.podman import BUILD_ARGS
 from tests.fixtures.registry import login, private_registry
@@ -352,8 +352,8 @@ def _save_block(value: str, environ: dict[str, str]) -> None:
     indirect=True,
 )
 def test_a_canary_is_nowhere_but_with_its_target(yard: Yard) -> None:
-    began, watch, agent = time.time() - 1, Watch(canaries=yard.canaries), yard.agent
-    values, found = yard.canaries.values, Findings(yard=yard, since=began)
+    found, watch = Findings.from_now(yard), Watch(canaries=yard.canaries)
+    values, agent = yard.canaries.values, yard.agent
     with watch.over():
         yard.run("launch", agent, "--on", "laptop")
         yard.say("laptop", values["spoken"])
@@ -413,6 +413,14 @@ class Findings:
 
     yard: Yard
     since: float
+    revision: int
+    """What etcd had before us is of other tests, which have the same store."""
+
+    @classmethod
+    def from_now(cls, yard: Yard) -> Findings:
+        """Find what is left from now on."""
+        revision = etcd_revision(_etcd(yard.namespace)) if yard.namespace else 0
+        return cls(yard=yard, since=time.time() - 1, revision=revision)
 
     def everywhere(self) -> dict[str, set[Any]]:
         """Search every kind of place where something could have been left."""
@@ -460,9 +468,7 @@ class Findings:
             },
             "etcd": {
                 (key, name)
-                for key, name in canaries.in_etcd(
-                    f"http://127.0.0.1:{layout.etcd_port}"
-                )
+                for key, name in canaries.in_etcd(_etcd(namespace), since=self.revision)
                 if not key.startswith(ours)
             },
         }
@@ -514,6 +520,10 @@ class Findings:
             restored = self.yard.canaries.in_files(Path(directory))
         assert {name for _, name in restored} >= {"spoken"}
         return found | {name for _, name in restored}
+
+
+def _etcd(namespace: Namespace) -> str:
+    return f"http://127.0.0.1:{namespace.cluster.layout.etcd_port}"
 
 
 def _is_podmans_own(path: str) -> bool:
