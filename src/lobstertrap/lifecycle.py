@@ -312,15 +312,23 @@ def restore(
 
 def plan_restore(
     handle: AgentHandle, target_name: str, *, snapshot: str
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Return what `restore` would change on the target; nothing is changed.
 
-    For a target this is as reading for a snapshot: the agent may run.
+    For a target this is as reading for a snapshot: the agent may run. None: it holds
+    none of the agent's volumes, so all of the snapshot would be written.
     """
-    job = _job(handle, "snapshot", snapshot=snapshot, delete_extra=True)
-    job = replace(job, request={**job.request, "command": "plan"})
-    label = f"plan a restore of {handle.spec.name} on {target_name}"
     target = handle.target(target_name)
+    held = target.status(handle.spec).volumes
+    job = _job(handle, "snapshot", snapshot=snapshot, delete_extra=True)
+    job = replace(
+        job,
+        request={**job.request, "command": "plan"},
+        volumes=tuple(name for name in job.volumes if name in held),
+    )
+    if not job.volumes:
+        return None
+    label = f"plan a restore of {handle.spec.name} on {target_name}"
     return target.run_mover(handle.spec, job, partial(progress.report, label))
 
 

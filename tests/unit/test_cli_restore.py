@@ -131,6 +131,19 @@ def test_a_dry_run_onto_a_target_is_told_by_the_target(project, capsys):
     assert sorted(path.name for path in volume.iterdir()) == ["extra", "small.txt"]
 
 
+def test_a_dry_run_onto_a_target_without_volumes_adds_everything(project, capsys):
+    taken = snapshot(project)
+
+    assert run(["restore", "ada", "--to", "desk", "--dry-run", "--json"]) == 0
+
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["snapshot"], plan["target"]) == (taken.id, "desk")
+    assert {change["kind"] for change in plan["changes"]} == {"added"}
+    assert plan["added"] == len(describe(project / "state"))
+    assert plan["bytes"] == taken.bytes
+    assert not (project / "desk/ada").exists()
+
+
 @pytest.mark.parametrize(
     "options",
     [

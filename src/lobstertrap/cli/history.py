@@ -228,9 +228,9 @@ def _plan_there(agent: str, snapshot: str, to: str, *, as_json: bool) -> None:
     from lobstertrap.cli.flow_runs import check_first  # noqa: PLC0415
 
     config = check_first(agent, to)
-    found = config.open_repository().find(snapshot, agent)
+    repo = config.open_repository()
     with watch.shown():
-        plan = restoring.plan_on(config, agent, to, found)
+        plan = restoring.plan_on(config, agent, to, repo, repo.find(snapshot, agent))
     restoring.print_plan(plan, as_json=as_json)
 
 

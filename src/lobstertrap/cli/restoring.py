@@ -47,15 +47,29 @@ def plan_into(
 ) -> dict[str, Any]:
     """Return what `restore_into` would do."""
     roots = {volume: directory / volume for volume in snapshot.volumes}
-    changes = plan_restore(Tree(repo, snapshot), roots, _owners(snapshot), paths=paths)
-    return {"snapshot": snapshot.id, "into": str(directory), **planned(changes)}
+    plan = _planned(repo, snapshot, roots, paths)
+    return {"snapshot": snapshot.id, "into": str(directory), **plan}
 
 
-def plan_on(config: Config, agent: str, to: str, snapshot: Snapshot) -> dict[str, Any]:
+def plan_on(
+    config: Config, agent: str, to: str, repo: Repository, snapshot: Snapshot
+) -> dict[str, Any]:
     """Return what a restore onto a target would do there; the agent may run."""
     handle = config.handle(agent, Lease(config.open_store(), agent, "nobody"))
-    found = plan_on_target(handle, to, snapshot=snapshot.id)
-    return {"snapshot": snapshot.id, "target": to, **found}
+    plan = plan_on_target(handle, to, snapshot=snapshot.id)
+    if plan is None:
+        plan = _planned(repo, snapshot, {})
+    return {"snapshot": snapshot.id, "target": to, **plan}
+
+
+def _planned(
+    repo: Repository,
+    snapshot: Snapshot,
+    roots: Mapping[str, Path],
+    paths: Sequence[bytes] = (),
+) -> dict[str, Any]:
+    tree = Tree(repo, snapshot)
+    return planned(plan_restore(tree, roots, _owners(snapshot), paths=paths))
 
 
 def print_plan(plan: Mapping[str, Any], *, as_json: bool) -> None:
