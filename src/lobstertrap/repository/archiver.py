@@ -15,6 +15,7 @@ from typing import Literal
 from lobstertrap.errors import Refused
 from lobstertrap.job import OnProgress, Progress
 from lobstertrap.redaction import SecretValue
+from lobstertrap.repository.ahead import AHEAD, ReadAhead
 from lobstertrap.repository.chunker import assert_compiled
 from lobstertrap.repository.commit import commit, since_boot
 from lobstertrap.repository.entry import DIRECTORY, FILE, MTIME, SIZE, TYPE, Row, shown
@@ -40,6 +41,8 @@ Leaks = Literal["off", "warn", "refuse"]
 GONE_NOW = "vanished while it was read"
 _PROGRESS_FILES = 256
 _SHOWN_LEAKS = 20
+_NEW_IN_A_ROW = 2
+"""So many names that are new, and the next ones are expected to be."""
 
 
 def take_snapshot(
@@ -145,6 +148,9 @@ class _Archiver:
         self._parent = parent
         self._on_progress = on_progress
         self._first: dict[tuple[int, int], Row] = {}
+        self._ahead = ReadAhead()
+        self._in_a_row = 0
+        """Names looked at since the last that were kept."""
         told = self.warnings
         self._leaks = (
             None if known is None else LeakCheck(known, told.add, on_end=told.once)
@@ -193,6 +199,7 @@ class _Archiver:
     def _add_run(self, run: Run) -> None:
         """Keep what is unchanged, many names at a time, and look at the rest."""
         parent, place, count = self._parent, 0, len(run.paths)
+        asked = 0
         marks = [
             (s.st_ctime_ns, s.st_ino, s.st_mtime_ns, s.st_size, s.st_nlink)
             for s in run.stats
@@ -202,9 +209,14 @@ class _Archiver:
             if self._live is None:  # it looks at every name
                 same = parent.same(run.paths, marks, place)
             if same is None:
+                if place >= asked and self._in_a_row >= _NEW_IN_A_ROW:
+                    self._ahead.ask(run, place)
+                    asked = place + AHEAD
                 self._add(run.found(place), parent.match(run.paths[place]))
+                self._in_a_row += 1
                 place += 1
                 continue
+            self._in_a_row = 0
             group, start, stop = same
             self.tree.keep(group, start, stop)
             rows = group.rows[start:stop]

@@ -26,7 +26,7 @@ from lobstertrap.repository.tree import read_content
 WINDOW_BYTES = 128 << 20
 WINDOW_PIECES = 16_384
 WINDOW_HANDLES = 1000
-WRITERS = 4
+WRITERS = 3
 
 
 @dataclass(slots=True)

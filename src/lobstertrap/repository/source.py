@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from lobstertrap.repository.chunker import Chunker
+from lobstertrap.repository.chunker import BUFFER, Chunker
 from lobstertrap.repository.digest import ContentDigest
 from lobstertrap.repository.entry import (
     BLOCK_DEVICE,
@@ -212,6 +212,8 @@ def _reader(handle: int, start: int, end: int) -> Callable[[memoryview], int]:
             return 0
         count = os.preadv(handle, [view[:left]], position)
         position += count
+        if position < end:  # the disk goes on while this is cut and hashed
+            os.posix_fadvise(handle, position, BUFFER, os.POSIX_FADV_WILLNEED)
         return count
 
     return read_into
