@@ -65,7 +65,7 @@ lock:
 	  --python-version 3.11 --universal --generate-hashes --no-emit-index-url \
 	  --no-header --no-annotate -o requirements.lock
 
-.venv/ready: requirements.lock pyproject.toml
+.venv/ready: requirements.lock pyproject.toml hatch_build.py src/lobstertrap/repository/batch.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	@echo "setting up .venv (once) ..."

@@ -12,6 +12,7 @@ import pytest
 from lobstertrap.repository import (
     Snapshot,
     archiver,
+    batch,
     restore,
     source,
     take_snapshot,
@@ -77,7 +78,7 @@ def test_a_journal_that_appears_after_the_listing_is_named(root, database, monke
     def racing(*arguments: object) -> Iterator[object]:
         for found in real(*arguments):
             if isinstance(found, Run):
-                assert found.names == [NAME]
+                assert found.names == [NAME.encode()]
                 begin(database)
             yield found
 
@@ -118,7 +119,7 @@ def test_a_file_is_settled_when_another_write_would_show(tmp_path, monkeypatch):
         monkeypatch.setattr(
             time, "clock_gettime_ns", lambda c, n=now: asked.append(c) or n
         )
-        settled.append(source.settled(written))
+        settled.append(batch.settled(written.st_ctime_ns))
 
     assert settled == [False, True, True]
     assert set(asked) == {5}  # CLOCK_REALTIME_COARSE, linux/time.h

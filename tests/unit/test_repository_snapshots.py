@@ -31,6 +31,7 @@ from lobstertrap.repository import (
     verify,
 )
 from lobstertrap.repository.directories import temporary_name
+from lobstertrap.repository.reading_back import ReadingBack
 from lobstertrap.repository.snapshot import SnapshotName
 from lobstertrap.repository.tree import read_entries
 from lobstertrap.stores.memory import MemoryStore
@@ -318,15 +319,25 @@ def test_what_landed_here_is_not_read_again(
     stamp = (out / "secret").stat().st_mtime_ns
     (out / "secret").write_text("y")  # somebody was here, and hid it
     os.utime(out / "secret", ns=(stamp, stamp))
-    real, read = verify.disk_row, []
+    alone, together, read = verify.disk_row, ReadingBack.begin, []
     monkeypatch.setattr(
         verify,
         "disk_row",
-        lambda found, *more: read.append(found) or real(found, *more),
+        lambda found, *more: (
+            read.append((found.path, found.stat)) or alone(found, *more)
+        ),
+    )
+    monkeypatch.setattr(
+        ReadingBack,
+        "begin",
+        lambda self, run, places: (
+            read.extend((run.paths[place], run.stats[place]) for place in places)
+            or together(self, run, places)
+        ),
     )
 
     bring_back(repo, second, out, now=later)
-    files = {f.path for f in read if st.S_ISREG(f.stat.st_mode)}
+    files = {path for path, status in read if st.S_ISREG(status.st_mode)}
     third = snap(repo, out)
 
     assert describe(out) == describe(root)

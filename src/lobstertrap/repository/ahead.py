@@ -44,7 +44,7 @@ class ReadAhead:
                     _ask_for(name, run.parent, min(status.st_size, _MOST))
 
 
-def _ask_for(name: str, parent: int, length: int) -> None:
+def _ask_for(name: bytes, parent: int, length: int) -> None:
     handle = os.open(name, FILE_FLAGS, dir_fd=parent)
     try:
         os.posix_fadvise(handle, 0, length, os.POSIX_FADV_WILLNEED)

@@ -26,7 +26,14 @@ from lobstertrap.repository.live import LiveFiles
 from lobstertrap.repository.parent import Parent, find_parent, place_of
 from lobstertrap.repository.reading import FileReader, Reading
 from lobstertrap.repository.repository import Repository
-from lobstertrap.repository.scan import Found, Run, close_all, open_roots, walk_runs
+from lobstertrap.repository.scan import (
+    Found,
+    Run,
+    close_all,
+    mark_of,
+    open_roots,
+    walk_runs,
+)
 from lobstertrap.repository.snapshot import Consistency, Owners, Snapshot
 from lobstertrap.repository.source import common_fields, special_row
 from lobstertrap.repository.system import translated
@@ -199,11 +206,11 @@ class _Archiver:
     def _add_run(self, run: Run) -> None:
         """Keep what is unchanged, many names at a time, and look at the rest."""
         parent, place, count = self._parent, 0, len(run.paths)
+        if self._live is None and parent.lacks(run.paths):
+            self._add_new(run)
+            return
         asked = 0
-        marks = [
-            (s.st_ctime_ns, s.st_ino, s.st_mtime_ns, s.st_size, s.st_nlink)
-            for s in run.stats
-        ]
+        marks = [mark_of(status) for status in run.stats]
         while place < count:
             same = None
             if self._live is None:  # it looks at every name
@@ -222,6 +229,18 @@ class _Archiver:
             rows = group.rows[start:stop]
             self._count(len(rows), sum(r[SIZE] for r in rows if r[TYPE] == FILE))
             place += len(rows)
+
+    def _add_new(self, run: Run) -> None:
+        """Read names that the parent does not have, small files together."""
+        for start in range(0, len(run.paths), AHEAD):
+            stop = min(start + AHEAD, len(run.paths))
+            self._ahead.ask(run, start)
+            readings = self._reader.read_together(run, start, stop)
+            for place, reading in enumerate(readings, start):
+                if reading is None:
+                    self._add(run.found(place), None)
+                else:
+                    self._add_file(run.paths[place], reading)
 
     def _add(self, found: Found, known: Known | None) -> None:
         status = found.stat
@@ -253,11 +272,11 @@ class _Archiver:
             row = known.row
         else:
             reader = self._reader
-            reading = held or reader.read_quickly(found) or reader.read(found)
+            reading = held or reader.read(found)
             if reading is None:
                 self.warnings.add(found.path, GONE_NOW)
                 return
-            row = self._add_file(found, reading)
+            row = self._add_file(found.path, reading)
         if status.st_nlink > 1:
             self._first[inode] = row
 
@@ -265,10 +284,8 @@ class _Archiver:
         self.tree.keep(known.group, known.place, known.place + 1)
         self._count_row(known.row)
 
-    def _add_file(self, found: Found, reading: Reading) -> Row:
-        common = common_fields(
-            found, FILE, self._owners, reading.xattrs, reading.status
-        )
+    def _add_file(self, path: bytes, reading: Reading) -> Row:
+        common = common_fields(path, FILE, self._owners, reading.xattrs, reading.status)
         row = (*common, reading.size, reading.digest)
         self.tree.add(row, reading.content, reading.stat)
         self._count(1, reading.size)

@@ -194,7 +194,7 @@ def _quick_row(found: Found, owners: Owners, first: dict[tuple[int, int], Row]) 
     if inode in first:
         return link_row(found.path, first[inode])
     xattrs = read_xattrs(f"/proc/self/fd/{found.parent}/{found.name}")
-    common = common_fields(found, FILE, owners, xattrs, found.stat)
+    common = common_fields(found.path, FILE, owners, xattrs, found.stat)
     row = (*common, found.stat.st_size, b"")
     if found.stat.st_nlink > 1:
         first[inode] = row

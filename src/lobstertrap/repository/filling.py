@@ -7,6 +7,7 @@ and open files are bounded, whatever the size of the snapshot or of one file.
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from lobstertrap.repository.entry import PATH, Content, Row, shown
 from lobstertrap.repository.fetcher import Fetcher, Piece, Window
 from lobstertrap.repository.format import HOLE
 from lobstertrap.repository.index import Index, PackInfo, SegmentInfo
-from lobstertrap.repository.placer import Target, place_whole
+from lobstertrap.repository.placer import Target, place_together
 from lobstertrap.repository.repository import Repository
 from lobstertrap.repository.system import spare_handles, sync_file_system
 from lobstertrap.repository.tree import read_content
@@ -176,12 +177,7 @@ class Filler:
         done: set[int] = set()
         try:
             for plain, pieces in self._fetcher.fetch(pack, wanted):
-                for piece in pieces:
-                    data = plain[piece.offset : piece.offset + piece.length]
-                    if piece.target.handle < 0:
-                        place_whole(piece.target, data, self._attributes)
-                    else:
-                        piece.target.write(data, piece.file_offset)
+                self._place(plain, pieces)
                 done.add(id(pieces))
         except (IntegrityError, NotFound) as error:
             in_order = (wanted[info] for info in sorted(wanted, key=_number))
@@ -189,6 +185,17 @@ class Filler:
             hit = left if isinstance(error, NotFound) else left[:1]
             paths = {piece.target.row[PATH] for pieces in hit for piece in pieces}
             raise costing(error, paths) from error
+
+    def _place(self, plain: memoryview, pieces: list[Piece]) -> None:
+        whole = defaultdict(list)
+        for piece in pieces:
+            target, offset, length = piece.target, piece.offset, piece.length
+            if target.handle < 0:
+                whole[target.directory].append((target, offset, length))
+            else:
+                target.write(plain[offset : offset + length], piece.file_offset)
+        for directory, together in whole.items():
+            place_together(directory, plain, together, self._attributes)
 
     @property
     def fetched_bytes(self) -> int:

@@ -16,7 +16,7 @@ import time
 
 from lobstertrap.repository.directories import look
 from lobstertrap.repository.reading import CHANGED, READINGS, FileReader, Reading
-from lobstertrap.repository.scan import FILE_FLAGS, Found
+from lobstertrap.repository.scan import Found, open_quietly
 from lobstertrap.repository.source import same_version
 from lobstertrap.repository.tree import Known
 from lobstertrap.repository.warnings import Warnings
@@ -144,7 +144,7 @@ def _sibling(found: Found, suffix: bytes) -> Found | None:
 
 def _header(log: Found) -> bytes:
     try:
-        handle = os.open(log.name, FILE_FLAGS, dir_fd=log.parent)
+        handle = open_quietly(log.name, log.parent)
     except OSError:
         return b""
     try:

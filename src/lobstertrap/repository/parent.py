@@ -12,8 +12,9 @@ from lobstertrap.repository.entry import PATH
 from lobstertrap.repository.index import Index
 from lobstertrap.repository.landing import load_landing
 from lobstertrap.repository.repository import Repository
+from lobstertrap.repository.scan import Mark
 from lobstertrap.repository.snapshot import Owners, Snapshot
-from lobstertrap.repository.tree import Group, Known, Mark, read_groups
+from lobstertrap.repository.tree import Group, Known, read_groups
 
 _LOOK_BACK = 16
 """How many of the agent's snapshots are looked at for one from the same place."""
@@ -30,20 +31,31 @@ class Parent:
 
     def match(self, path: bytes) -> Known | None:
         """Return the parent's entry called `path`; paths come in walk order."""
+        if self._next_path(path) != path or self._group is None:
+            return None
+        found = self._group.known(self._place)
+        self._advance(1)
+        return found
+
+    def lacks(self, paths: Sequence[bytes]) -> bool:
+        """Say whether the parent has no entry between the first and the last path."""
+        following = self._next_path(paths[0])
+        return following is None or _key(following) > _key(paths[-1])
+
+    def _next_path(self, path: bytes) -> bytes | None:
+        """Go to the first entry that is not before `path`, and return its path."""
         group = self._group
         if group is None:
             return None
-        if group.rows[self._place][PATH] != path:
-            wanted = path.replace(b"/", b"\0")
-            while group.rows[self._place][PATH].replace(b"/", b"\0") < wanted:
-                self._advance(1)
-                group = self._group
-                if group is None:
-                    return None
-            if group.rows[self._place][PATH] != path:
+        found: bytes = group.rows[self._place][PATH]
+        if found == path:
+            return found
+        wanted = _key(path)
+        while _key(found) < wanted:
+            self._advance(1)
+            if self._group is None:
                 return None
-        found = group.known(self._place)
-        self._advance(1)
+            found = self._group.rows[self._place][PATH]
         return found
 
     def same(
@@ -74,6 +86,10 @@ class Parent:
             self._group = next(self._groups, None)
         except (IntegrityError, NotFound):  # without it all is read: slow, and right
             self._group = None
+
+
+def _key(path: bytes) -> bytes:
+    return path.replace(b"/", b"\0")
 
 
 def _equal(

@@ -21,7 +21,7 @@ from lobstertrap.repository.restorer import RestoreResult
 from lobstertrap.repository.scan import close_all, open_roots
 from lobstertrap.repository.selection import select, volumes_of
 from lobstertrap.repository.snapshot import Owners, Snapshot
-from lobstertrap.repository.system import sync_file_system, translated
+from lobstertrap.repository.system import syncing, translated
 from lobstertrap.repository.verify import verify
 from lobstertrap.repository.warnings import Warnings
 
@@ -70,17 +70,18 @@ def restore_paths(
         for last in (False, True):
             rebuild.run(select(tree, paths), handles, delete_extra=False, forced=forced)
             count = _Count()
-            verdict = verify(
-                count.rows(known.row for known in select(tree, paths)),
-                handles,
-                owners,
-                excludes,
-                excused=attributes.excused,
-                extra_allowed=True,
-                landed=Parent(iter(())),
-                trusted_before=0,
-                on_row=lambda _: None,
-            )
+            with syncing(handles.values()):
+                verdict = verify(
+                    count.rows(known.row for known in select(tree, paths)),
+                    handles,
+                    owners,
+                    excludes,
+                    excused=attributes.excused,
+                    extra_allowed=True,
+                    landed=Parent(iter(())),
+                    trusted_before=0,
+                    on_row=lambda _: None,
+                )
             if not verdict.wrong:
                 break
             if last:
@@ -90,8 +91,6 @@ def restore_paths(
                     hint="see that nothing else writes there, and run it again",
                 )
             forced = frozenset(verdict.wrong)
-        for handle in handles.values():
-            sync_file_system(handle)
     return RestoreResult(
         snapshot=snapshot.id,
         tree_digest=snapshot.tree_digest,

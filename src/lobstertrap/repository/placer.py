@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from lobstertrap.repository.attributes import Attributes
+from lobstertrap.repository.batch import NewFile, write_files
 from lobstertrap.repository.directories import Directory, temporary_name
-from lobstertrap.repository.entry import PATH, SIZE, Row
+from lobstertrap.repository.entry import MODE, MTIME, PATH, SIZE, XATTRS, Row
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -70,6 +72,33 @@ class Target:
 def new_name(target: Target) -> str | bytes:
     """Return the name to write to: its own where nobody sees the directory yet."""
     return target.name if target.directory.fresh else temporary_name()
+
+
+def place_together(
+    directory: Directory,
+    plain: memoryview,
+    pieces: Sequence[tuple[Target, int, int]],
+    attributes: Attributes,
+) -> None:
+    """Write files of one directory, each a piece (offset, length) of `plain`."""
+    simple = [piece for piece in pieces if not piece[0].row[XATTRS]]
+    files = [
+        NewFile(
+            b"" if directory.fresh else temporary_name().encode(),
+            target.name,
+            offset,
+            length,
+            target.row[MODE],
+            *attributes.local_owner(target.row),
+            target.row[MTIME],
+        )
+        for target, offset, length in simple
+    ]
+    done = write_files(directory.handle, plain, files)
+    whole = {piece[0] for piece, ok in zip(simple, done, strict=True) if ok}
+    for target, offset, length in pieces:
+        if target not in whole:  # by itself: what is wrong is told, or excused
+            place_whole(target, plain[offset : offset + length], attributes)
 
 
 def place_whole(target: Target, data: memoryview, attributes: Attributes) -> None:

@@ -48,7 +48,7 @@ from lobstertrap.repository.index import Index
 from lobstertrap.repository.patching import open_patch
 from lobstertrap.repository.placer import Target
 from lobstertrap.repository.repository import Repository
-from lobstertrap.repository.scan import FILE_FLAGS, belongs_to_file_system
+from lobstertrap.repository.scan import belongs_to_file_system, open_quietly
 from lobstertrap.repository.snapshot import Snapshot
 from lobstertrap.repository.tree import Known
 
@@ -287,7 +287,7 @@ class Rebuild:
     @staticmethod
     def _open_present(level: _Level, name: bytes) -> int:
         try:
-            return os.open(name, FILE_FLAGS, dir_fd=level.directory.handle)
+            return open_quietly(name, level.directory.handle)
         except OSError:
             return -1
 

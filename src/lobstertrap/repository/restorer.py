@@ -21,7 +21,7 @@ from lobstertrap.repository.rebuild import Rebuild
 from lobstertrap.repository.repository import Repository
 from lobstertrap.repository.scan import close_all, open_roots
 from lobstertrap.repository.snapshot import Owners, Snapshot
-from lobstertrap.repository.system import sync_file_system, translated
+from lobstertrap.repository.system import syncing, translated
 from lobstertrap.repository.tree import Known, read_entries
 from lobstertrap.repository.verify import Verdict, verify
 from lobstertrap.repository.warnings import Warnings
@@ -100,24 +100,23 @@ def restore(
                 for known in read_entries(repo.blob_reader(index), snapshot.branches)
             )
             landed = landing.groups(repo, index) if landing else iter(())
-            verdict = verify(
-                rows,
-                handles,
-                owners,
-                excludes,
-                excused=attributes.excused,
-                extra_allowed=not delete_extra,
-                landed=Parent(landed),
-                trusted_before=int(now() * 1e9) - RACY_NS,
-                on_row=_reporter(snapshot, on_progress),
-            )
+            with syncing(handles.values()):
+                verdict = verify(
+                    rows,
+                    handles,
+                    owners,
+                    excludes,
+                    excused=attributes.excused,
+                    extra_allowed=not delete_extra,
+                    landed=Parent(landed),
+                    trusted_before=int(now() * 1e9) - RACY_NS,
+                    on_row=_reporter(snapshot, on_progress),
+                )
             if not verdict.wrong and verdict.digest == snapshot.tree_digest:
                 break
             if last:
                 raise _differs(snapshot, verdict)
             forced = frozenset(verdict.wrong)
-        for handle in handles.values():
-            sync_file_system(handle)
         exact = not attributes.excused
         save_landing(repo, snapshot, places, owners, verdict.stats, exact=exact)
     return RestoreResult(

@@ -16,7 +16,19 @@ from lobstertrap.repository.exclude import Exclude
 
 DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_QUIET_FLAGS = FILE_FLAGS | getattr(os, "O_NOATIME", 0)
 GONE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE}
+
+
+def open_quietly(name: str | bytes, parent: int) -> int:
+    """Open a file for reading, and leave its access time alone where that is allowed.
+
+    A file system writes down every access time that changes.
+    """
+    try:
+        return os.open(name, _QUIET_FLAGS, dir_fd=parent)
+    except PermissionError:  # somebody else's, perhaps
+        return os.open(name, FILE_FLAGS, dir_fd=parent)
 
 
 class Found(NamedTuple):
@@ -34,12 +46,27 @@ class Found(NamedTuple):
     """The names in the same directory, when it was listed."""
 
 
+Mark = tuple[int, int, int, int, int]
+"""ctime, inode, mtime, size and number of names, as they look on a disk."""
+
+
+def mark_of(status: os.stat_result) -> Mark:
+    """Return the mark of something."""
+    return (
+        status.st_ctime_ns,
+        status.st_ino,
+        status.st_mtime_ns,
+        status.st_size,
+        status.st_nlink,
+    )
+
+
 class Run(NamedTuple):
     """Names of one directory that follow each other, and none of them a directory's."""
 
     paths: list[bytes]
     """With the volume's name in front."""
-    names: list[str]
+    names: list[bytes]
     stats: list[os.stat_result]
     parent: int
     siblings: Container[bytes]
@@ -48,7 +75,7 @@ class Run(NamedTuple):
         """Return one of them."""
         return Found(
             self.paths[place],
-            self.names[place],
+            os.fsdecode(self.names[place]),
             self.parent,
             self.stats[place],
             -1,
@@ -156,7 +183,7 @@ def _names(
             continue
         if not directory:
             run.paths.append(path)
-            run.names.append(item.name)
+            run.names.append(raw)
             run.stats.append(status)
             if len(run.paths) < _RUN:
                 continue

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from lobstertrap.repository.batch import settled
 from lobstertrap.repository.chunker import BUFFER, Chunker
 from lobstertrap.repository.digest import ContentDigest
 from lobstertrap.repository.entry import (
@@ -21,18 +22,16 @@ from lobstertrap.repository.entry import (
     Row,
 )
 from lobstertrap.repository.scan import (
-    FILE_FLAGS,
     GONE,
     Found,
     data_extents,
+    open_quietly,
     read_xattrs,
     unreadable,
 )
 from lobstertrap.repository.snapshot import Owners
 
 MAX_HOLE_ITEM = 1 << 31
-_TICKING = 5
-"""CLOCK_REALTIME_COARSE, which files' times come from; `time` has no name for it."""
 _TICK = 0.01
 """Seconds; the longest there is."""
 _TICKS = 3
@@ -40,12 +39,12 @@ _LINK_MODE = 0o777
 
 
 def common_fields(
-    found: Found, kind: int, owners: Owners, xattrs: object, status: os.stat_result
+    path: bytes, kind: int, owners: Owners, xattrs: object, status: os.stat_result
 ) -> tuple[Any, ...]:
     """Return the first seven fields of a row."""
     uid, gid = owners.swap(status.st_uid, status.st_gid)
     mode = _LINK_MODE if kind == SYMLINK else status.st_mode & 0o7777
-    return (found.path, kind, mode, uid, gid, status.st_mtime_ns, xattrs)
+    return (path, kind, mode, uid, gid, status.st_mtime_ns, xattrs)
 
 
 def special_row(found: Found, owners: Owners) -> Row | None:
@@ -56,16 +55,16 @@ def special_row(found: Found, owners: Owners) -> Row | None:
     mode = found.stat.st_mode
     if st.S_ISDIR(mode):
         xattrs = read_xattrs(found.handle)
-        return common_fields(found, DIRECTORY, owners, xattrs, found.stat)
+        return common_fields(found.path, DIRECTORY, owners, xattrs, found.stat)
     if st.S_ISLNK(mode):
         target = os.fsencode(os.readlink(found.name, dir_fd=found.parent))
-        return (*common_fields(found, SYMLINK, owners, None, found.stat), target)
+        return (*common_fields(found.path, SYMLINK, owners, None, found.stat), target)
     if st.S_ISFIFO(mode):
-        return common_fields(found, FIFO, owners, _by_path(found), found.stat)
+        return common_fields(found.path, FIFO, owners, _by_path(found), found.stat)
     if st.S_ISCHR(mode) or st.S_ISBLK(mode):
         kind = CHARACTER_DEVICE if st.S_ISCHR(mode) else BLOCK_DEVICE
         device = found.stat.st_rdev
-        common = common_fields(found, kind, owners, _by_path(found), found.stat)
+        common = common_fields(found.path, kind, owners, _by_path(found), found.stat)
         return (*common, os.major(device), os.minor(device))
     return None
 
@@ -78,7 +77,7 @@ def _by_path(found: Found) -> object:
 def open_file(found: Found) -> int:
     """Open a regular file for reading; -1 when it is gone or no file any more."""
     try:
-        return os.open(found.name, FILE_FLAGS, dir_fd=found.parent)
+        return open_quietly(found.name, found.parent)
     except PermissionError:
         raise unreadable(found.path) from None
     except OSError as error:
@@ -98,20 +97,11 @@ def same_version(a: os.stat_result, b: os.stat_result) -> bool:
     )
 
 
-def settled(status: os.stat_result) -> bool:
-    """Say whether a write from now on would show in the file's times.
-
-    The kernel takes them from a clock that ticks every few milliseconds, so two writes
-    in one tick leave the same. (From 6.13 on it tells a write after a look apart.)
-    """
-    return status.st_ctime_ns != time.clock_gettime_ns(_TICKING)
-
-
 def settled_status(handle: int) -> os.stat_result:
     """Return the status of an open file, after a short wait until it is settled."""
     for _ in range(_TICKS):
         status = os.fstat(handle)
-        if settled(status):
+        if settled(status.st_ctime_ns):
             break
         time.sleep(_TICK)
     return status

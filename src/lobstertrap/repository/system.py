@@ -6,7 +6,8 @@ import ctypes
 import errno
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from lobstertrap.errors import AccessDenied, NoSpace, Permanent
@@ -38,6 +39,16 @@ def sync_file_system(handle: int) -> None:
     if libc.syncfs(handle) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+@contextmanager
+def syncing(handles: Iterable[int]) -> Iterator[None]:
+    """Sync file systems while the block, which writes nothing, runs."""
+    with ThreadPoolExecutor(1, "sync") as pool:
+        futures = [pool.submit(sync_file_system, handle) for handle in handles]
+        yield
+        for future in futures:
+            future.result()
 
 
 def spare_handles() -> int:

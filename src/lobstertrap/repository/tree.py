@@ -43,6 +43,7 @@ from lobstertrap.repository.entry import (
     encode_rows,
 )
 from lobstertrap.repository.format import ID_SIZE, PAGES
+from lobstertrap.repository.scan import Mark
 from lobstertrap.repository.writer import BlobWriter
 
 _STAT = struct.Struct("<qQ")
@@ -50,10 +51,6 @@ Stat = tuple[int, int]
 """ctime in nanoseconds (0: not to be trusted) and inode."""
 
 NO_STAT: Stat = (0, 0)
-
-
-Mark = tuple[int, int, int, int, int]
-"""ctime, inode, mtime, size and number of names, as they look on a disk."""
 
 
 class Group:

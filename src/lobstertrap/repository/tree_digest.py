@@ -73,7 +73,7 @@ def disk_row(
     inode = (found.stat.st_dev, found.stat.st_ino)
     if linked and inode in first:
         return link_row(found.path, first[inode])
-    row = _file_row(found, owners, buffer)
+    row = file_row(found, owners, buffer)
     if linked:
         first[inode] = row
     return row
@@ -84,7 +84,11 @@ def link_row(path: bytes, first: Row) -> Row:
     return (path, HARD_LINK, *first[2:7], first[0])
 
 
-def _file_row(found: Found, owners: Owners, buffer: memoryview) -> Row:
+def file_row(found: Found, owners: Owners, buffer: memoryview) -> Row:
+    """Return the row of a regular file, read through `buffer` when it is large.
+
+    `IntegrityError` when it changes or vanishes meanwhile.
+    """
     handle = open_file(found)
     if handle < 0:
         _vanished(found.path)
@@ -101,7 +105,7 @@ def _file_row(found: Found, owners: Owners, buffer: memoryview) -> Row:
         os.close(handle)
     if length != size:
         raise IntegrityError(f"{shown(found.path)} changed while it was read")
-    common = common_fields(found, FILE, owners, xattrs, found.stat)
+    common = common_fields(found.path, FILE, owners, xattrs, found.stat)
     return (*common, size, digest)
 
 

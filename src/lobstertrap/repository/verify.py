@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import stat as st
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import islice
 
 from lobstertrap.repository.attributes import (
     DEVICES_LEFT,
@@ -31,9 +35,13 @@ from lobstertrap.repository.entry import (
 )
 from lobstertrap.repository.exclude import Exclude
 from lobstertrap.repository.parent import Parent
-from lobstertrap.repository.scan import Found, walk
+from lobstertrap.repository.reading_back import ReadingBack
+from lobstertrap.repository.scan import Found, Run, walk_runs
 from lobstertrap.repository.snapshot import Owners
 from lobstertrap.repository.tree_digest import disk_row
+
+_AHEAD = 4
+"""Directories, or parts of them, that are read while an earlier one is compared."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,26 +76,39 @@ def verify(
     snapshot does not have are passed over when they are allowed or excluded.
     """
     verdict = Verdict()
-    checker = _Checker(
-        owners,
-        excused,
-        verdict,
-        landed=landed,
-        trusted_before=trusted_before,
-        on_row=on_row,
-    )
-    disk = _disk(handles, excludes, verdict)
-    verdict.digest = tree_digest_of(
-        checker.rows(iter(expected), disk, extra_allowed=extra_allowed)
-    ).hex()
+    with ReadingBack(owners) as reading:
+        checker = _Checker(
+            owners,
+            excused,
+            verdict,
+            reading=reading,
+            extra_allowed=extra_allowed,
+            landed=landed,
+            trusted_before=trusted_before,
+            on_row=on_row,
+        )
+        disk = _disk(handles, excludes, verdict)
+        rows = checker.rows(_Expected(iter(expected)), disk)
+        verdict.digest = tree_digest_of(rows).hex()
     return verdict
 
 
 def _disk(
     handles: Mapping[str, int], excludes: Mapping[str, Exclude], verdict: Verdict
-) -> Iterator[Found]:
+) -> Iterator[Found | Run]:
     for volume, root in handles.items():
-        yield from walk(root, volume, excludes[volume], verdict.wrong.append)
+        yield from walk_runs(root, volume, excludes[volume], verdict.wrong.append)
+
+
+@dataclass(slots=True)
+class _Compared:
+    """Entries that are compared together: those of the snapshot, those of the disk."""
+
+    rows: list[Row]
+    real: list[Row | None]
+    later: list[int]
+    """Places of what is still being read."""
+    reading: Future[list[Row]] | None = None
 
 
 class _Checker:
@@ -97,6 +118,8 @@ class _Checker:
         excused: frozenset[str] | set[str],
         verdict: Verdict,
         *,
+        reading: ReadingBack,
+        extra_allowed: bool,
         landed: Parent,
         trusted_before: int,
         on_row: Callable[[Row], None],
@@ -104,51 +127,95 @@ class _Checker:
         self._owners = owners
         self._excused = excused
         self._verdict = verdict
+        self._reading = reading
+        self._extra_allowed = extra_allowed
         self._on_row = on_row
         self._landed = landed
         self._trusted_before = trusted_before
         self._first: dict[tuple[int, int], Row] = {}
         self._buffer = memoryview(bytearray(1 << 20))
 
-    def rows(
-        self, expected: Iterator[Row], disk: Iterator[Found], *, extra_allowed: bool
-    ) -> Iterator[Row]:
+    def rows(self, expected: _Expected, disk: Iterator[Found | Run]) -> Iterator[Row]:
         """Yield the rows of the disk, with what is excused as it should be."""
-        wrong = self._verdict.wrong
-        for row, found in _side_by_side(expected, disk):
+        begun: deque[_Compared] = deque()
+        for found in disk:
+            run = found if isinstance(found, Run) else _alone(found)
+            begun.append(self._begin(run, expected.joined(run.paths), found))
+            if len(begun) > _AHEAD:
+                yield from self._judge(begun.popleft())
+        for compared in begun:
+            yield from self._judge(compared)
+        for row in expected.rest():
+            self._miss(row)
+            yield from self._judge(_Compared([row], [None], []))
+
+    def _begin(
+        self, run: Run, joined: list[tuple[Row | None, int]], found: Found | Run
+    ) -> _Compared:
+        """Look at names beside their entries, and begin to read what has to be read."""
+        compared = _Compared([], [], [])
+        places: list[int] = []
+        for row, place in joined:
             if row is None:
-                socket = found is None or st.S_ISSOCK(found.stat.st_mode)
-                if found is not None and not socket and not extra_allowed:
-                    wrong.append(found.path)
+                self._tell_extra(run.paths[place], run.stats[place])
                 continue
-            self._on_row(row)
-            known = self._landed.match(row[PATH])
-            if found is None:
-                self._verdict.stats.extend((0, 0))
-                real = None
+            status = run.stats[place] if place >= 0 else None
+            real: Row | None = None
+            if status is None:
+                self._miss(row)
+            elif self._is_known(row, status):
+                real = row
+            elif st.S_ISREG(status.st_mode) and status.st_nlink == 1:
+                compared.later.append(len(compared.rows))
+                places.append(place)
             else:
-                ctime, inode = found.stat.st_ctime_ns, found.stat.st_ino
-                trusted = ctime if ctime < self._trusted_before else 0
-                self._verdict.stats.extend((trusted, _signed(inode)))
-                if (
-                    known is not None
-                    and known.stat == (ctime, _signed(inode))
-                    and known.row == row
-                    and found.stat.st_nlink == 1
-                ):
+                one = run.found(place) if isinstance(found, Run) else found
+                real = disk_row(one, self._owners, self._first, self._buffer)
+            compared.rows.append(row)
+            compared.real.append(real)
+        if places:
+            compared.reading = self._reading.begin(run, places)
+        return compared
+
+    def _is_known(self, row: Row, status: os.stat_result) -> bool:
+        """Note how an entry looks, and say whether it was verified as it is."""
+        self._on_row(row)
+        known = self._landed.match(row[PATH])
+        ctime, inode = status.st_ctime_ns, _signed(status.st_ino)
+        trusted = ctime if ctime < self._trusted_before else 0
+        self._verdict.stats.extend((trusted, inode))
+        return (
+            known is not None
+            and known.stat == (ctime, inode)
+            and known.row == row
+            and status.st_nlink == 1
+        )
+
+    def _miss(self, row: Row) -> None:
+        self._on_row(row)
+        self._landed.match(row[PATH])
+        self._verdict.stats.extend((0, 0))
+
+    def _tell_extra(self, path: bytes, status: os.stat_result) -> None:
+        if not self._extra_allowed and not st.S_ISSOCK(status.st_mode):
+            self._verdict.wrong.append(path)
+
+    def _judge(self, compared: _Compared) -> Iterator[Row]:
+        """Yield the rows of the disk of what was compared, and note what is wrong."""
+        if compared.reading is not None:
+            for place, read in zip(
+                compared.later, compared.reading.result(), strict=True
+            ):
+                compared.real[place] = read
+        for row, real in zip(compared.rows, compared.real, strict=True):
+            if real != row:
+                if not self._excusable(row, real):
+                    self._verdict.wrong.append(row[PATH])
+                else:
                     yield row
                     continue
-                real = self._read(found)
-            if real != row:
-                if self._excusable(row, real):
-                    real = row
-                else:
-                    wrong.append(row[PATH])
             if real is not None:
                 yield real
-
-    def _read(self, found: Found) -> Row | None:
-        return disk_row(found, self._owners, self._first, self._buffer)
 
     def _excusable(self, row: Row, real: Row | None) -> bool:
         if real is None:
@@ -172,25 +239,56 @@ class _Checker:
         return differing <= allowed
 
 
+class _Expected:
+    """The snapshot's rows, joined by path with what a walk finds."""
+
+    def __init__(self, rows: Iterator[Row]) -> None:
+        self._rows = rows
+        self._held: deque[Row] = deque()
+        """Taken from `rows`, and not joined with anything yet."""
+
+    def joined(self, paths: list[bytes]) -> list[tuple[Row | None, int]]:
+        """Return the rows up to the last path, each with its place among `paths`.
+
+        The place is -1 for a row that is not on the disk, the row None for a path that
+        is not in the snapshot.
+        """
+        self._held.extend(islice(self._rows, max(0, len(paths) - len(self._held))))
+        rows = [*islice(self._held, len(paths))]
+        if [row[PATH] for row in rows] == paths:
+            for _ in rows:
+                self._held.popleft()
+            return [*zip(rows, range(len(rows)), strict=True)]
+        return [
+            pair for place, path in enumerate(paths) for pair in self._at(place, path)
+        ]
+
+    def _at(self, place: int, path: bytes) -> Iterator[tuple[Row | None, int]]:
+        wanted = _key(path)
+        while (row := self._peek()) is not None and _key(row[PATH]) < wanted:
+            yield self._held.popleft(), -1
+        same = row is not None and row[PATH] == path
+        yield (self._held.popleft() if same else None), place
+
+    def _peek(self) -> Row | None:
+        if not self._held:
+            self._held.extend(islice(self._rows, 1))
+        return self._held[0] if self._held else None
+
+    def rest(self) -> Iterator[Row]:
+        """Yield the rows after everything on the disk."""
+        yield from self._held
+        yield from self._rows
+
+
+def _alone(found: Found) -> Run:
+    """Return a directory as a run of its own."""
+    name = os.fsencode(found.name)
+    return Run([found.path], [name], [found.stat], found.parent, found.siblings)
+
+
 def _signed(inode: int) -> int:
     return inode - (1 << 64) if inode >> 63 else inode
-
-
-def _side_by_side(
-    expected: Iterator[Row], disk: Iterator[Found]
-) -> Iterator[tuple[Row | None, Found | None]]:
-    """Join two sequences in walk order by path."""
-    row, found = next(expected, None), next(disk, None)
-    while row is not None or found is not None:
-        if row is not None and found is not None and row[PATH] == found.path:
-            yield row, found
-            row, found = next(expected, None), next(disk, None)
-        elif found is None or (row is not None and _key(row[PATH]) < _key(found.path)):
-            yield row, None
-            row = next(expected, None)
-        else:
-            yield None, found
-            found = next(disk, None)
 
 
 def _key(path: bytes) -> bytes:

@@ -150,7 +150,8 @@ def own_layer(layer: Layer) -> None:
     layer.text(REQUEST, "")
     for source in _own_files():
         name = source.relative_to(_own_root().parent)
-        layer.module(f"{APPLICATION}/{name}", source)
+        add = layer.module if source.suffix == ".py" else layer.file
+        add(f"{APPLICATION}/{name}", source)
 
 
 def mover_digest() -> str:
@@ -169,7 +170,8 @@ def _own_root() -> Path:
 
 
 def _own_files() -> list[Path]:
-    return sorted(_own_root().rglob("*.py"))
+    files = (path for kind in ("py", "so") for path in _own_root().rglob(f"*.{kind}"))
+    return sorted(files)
 
 
 def _distributions() -> list[importlib.metadata.Distribution]:
