@@ -4,6 +4,9 @@
 JSON lines (see lobstertrap.job): progress, then one result or error. It exits with 0 or
 1. It can be killed at any moment and run again. With `--stay` it does one request after
 another, until the socket that is its standard input is closed.
+
+The engine is imported late: the repository's key, which takes as long, is derived
+beside that.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from dataclasses import asdict
 from functools import lru_cache, partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lobstertrap import job
 from lobstertrap.errors import (
@@ -29,10 +32,11 @@ from lobstertrap.errors import (
     Unavailable,
 )
 from lobstertrap.redaction import SecretValue, redactor
-from lobstertrap.repository import Owners, Repository, restore, take_snapshot
-from lobstertrap.repository.cache import user_cache
-from lobstertrap.repository.system import raise_file_limit, translated
-from lobstertrap.stores.base import ObjectStore
+
+if TYPE_CHECKING:
+    from lobstertrap.repository import Owners, Repository
+    from lobstertrap.repository.derivation import Derivation
+    from lobstertrap.stores.base import ObjectStore
 
 PROGRESS_INTERVAL = 0.2
 IDLE_SECONDS = 1800.0
@@ -72,7 +76,6 @@ def main() -> int:
     output = Output(sys.stdout.fileno())
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, partial(_stop, output))
-    raise_file_limit()
     if job.STAY in sys.argv[1:]:
         return _serve(output)
     return int(not _answer(output, lambda: _parse(sys.stdin.readline(_MAX_REQUEST))))
@@ -80,6 +83,11 @@ def main() -> int:
 
 def _serve(output: Output) -> int:
     """Do requests until nobody can ask any more, or nobody has for long."""
+    from lobstertrap.repository import (  # noqa: F401, PLC0415 - while nobody waits
+        restore,
+        take_snapshot,
+    )
+
     with socket.socket(fileno=sys.stdin.fileno()) as asking:
         asking.settimeout(IDLE_SECONDS)
         while True:
@@ -133,11 +141,22 @@ def run(request: Mapping[str, Any], on_progress: job.OnProgress) -> dict[str, An
     repo_for = _COMMANDS.get(asked.text("command"))
     if repo_for is None:
         raise InvalidInput(f"the mover has no command '{asked.text('command')}'")
+    begun = asked.derivation()  # before the imports: it takes the other core
+    from lobstertrap.repository.system import (  # noqa: PLC0415 - as said above
+        raise_file_limit,
+        translated,
+    )
+
+    raise_file_limit()
     with translated():
-        return repo_for(asked, on_progress)
+        return repo_for(asked, begun, on_progress)
 
 
-def _snapshot(asked: _Request, on_progress: job.OnProgress) -> dict[str, Any]:
+def _snapshot(
+    asked: _Request, begun: Derivation | None, on_progress: job.OnProgress
+) -> dict[str, Any]:
+    from lobstertrap.repository import Repository, take_snapshot  # noqa: PLC0415 - late
+
     started = time.monotonic()
     consistency = asked.text("consistency", "stopped")
     if consistency not in ("stopped", "live"):
@@ -146,7 +165,7 @@ def _snapshot(asked: _Request, on_progress: job.OnProgress) -> dict[str, Any]:
     if leaks not in ("off", "warn", "refuse"):
         raise InvalidInput(f"leaks is 'off', 'warn' or 'refuse', not '{leaks}'")
     repo = asked.unlocked() or Repository.create(
-        asked.store(), asked.key(), cache_dir=asked.cache_dir()
+        asked.store(), asked.key(), begun=begun
     )
     snapshot = take_snapshot(
         repo,
@@ -174,8 +193,12 @@ def _snapshot(asked: _Request, on_progress: job.OnProgress) -> dict[str, Any]:
     }
 
 
-def _restore(asked: _Request, on_progress: job.OnProgress) -> dict[str, Any]:
-    repo = asked.opened()
+def _restore(
+    asked: _Request, begun: Derivation | None, on_progress: job.OnProgress
+) -> dict[str, Any]:
+    from lobstertrap.repository import restore  # noqa: PLC0415 - late
+
+    repo = asked.opened(begun)
     repo.use_cache(asked.cache_dir())
     snapshot = repo.find(asked.text("snapshot"), asked.text("agent"))
     result = restore(
@@ -190,12 +213,14 @@ def _restore(asked: _Request, on_progress: job.OnProgress) -> dict[str, Any]:
     return {**asdict(result), "warnings": list(result.warnings), "verified": True}
 
 
-def _plan(asked: _Request, _on_progress: job.OnProgress) -> dict[str, Any]:
+def _plan(
+    asked: _Request, begun: Derivation | None, _on_progress: job.OnProgress
+) -> dict[str, Any]:
     from lobstertrap.repository.browse import Tree  # noqa: PLC0415 - only when needed
     from lobstertrap.repository.diff import plan_restore  # noqa: PLC0415
     from lobstertrap.repository.planned import planned  # noqa: PLC0415
 
-    repo = asked.opened()
+    repo = asked.opened(begun)
     repo.use_cache(asked.cache_dir())
     tree = Tree(repo, repo.find(asked.text("snapshot"), asked.text("agent")))
     delete = asked.flag("delete_extra")
@@ -204,7 +229,8 @@ def _plan(asked: _Request, _on_progress: job.OnProgress) -> dict[str, Any]:
     )
 
 
-_COMMANDS: Mapping[str, Callable[[_Request, job.OnProgress], dict[str, Any]]]
+_Command = Callable[["_Request", "Derivation | None", job.OnProgress], dict[str, Any]]
+_COMMANDS: Mapping[str, _Command]
 
 
 class _Request:
@@ -247,6 +273,8 @@ class _Request:
         return paths
 
     def owners(self) -> Owners:
+        from lobstertrap.repository import Owners  # noqa: PLC0415 - late
+
         return Owners(local=self._owner("local_owner"), canonical=self._owner("owner"))
 
     def _owner(self, name: str) -> tuple[int, int]:
@@ -277,11 +305,19 @@ class _Request:
         redactor.add(key)
         return key
 
-    def opened(self) -> Repository:
+    def derivation(self) -> Derivation | None:
+        """Begin to derive the key; None when the request has the master key."""
+        if "master" in self._fields:
+            return None
+        from lobstertrap.repository.derivation import Derivation  # noqa: PLC0415 - late
+
+        return Derivation(self.key(), self.cache_dir(), url=self.store().url)
+
+    def opened(self, begun: Derivation | None) -> Repository:
         """Open the repository, with the master key or the passphrase."""
-        return self.unlocked() or Repository.open(
-            self.store(), self.key(), cache_dir=self.cache_dir()
-        )
+        from lobstertrap.repository import Repository  # noqa: PLC0415 - late
+
+        return self.unlocked() or Repository.open(self.store(), self.key(), begun=begun)
 
     def unlocked(self) -> Repository | None:
         """Open the repository with the master key, if the request has it."""
@@ -293,6 +329,8 @@ class _Request:
             key = bytes.fromhex(master.reveal())
         except ValueError:
             raise InvalidInput("the request's 'master' is not hexadecimal") from None
+        from lobstertrap.repository import Repository  # noqa: PLC0415 - late
+
         return Repository.unlocked(self.store(), key)
 
     def store(self) -> ObjectStore:
@@ -302,6 +340,8 @@ class _Request:
         return _store_of(json.dumps(fields, sort_keys=True))
 
     def cache_dir(self) -> Path | None:
+        from lobstertrap.repository.cache import user_cache  # noqa: PLC0415 - late
+
         return user_cache() if self.flag("cache") else None
 
 

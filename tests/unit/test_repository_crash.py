@@ -19,9 +19,9 @@ from lobstertrap.repository import (
     reading,
     restore,
     take_snapshot,
-    tree_digest,
 )
 from lobstertrap.repository.scan import Run
+from lobstertrap.repository.tree_digest import tree_digest
 from lobstertrap.stores.base import StoredObject
 from lobstertrap.stores.memory import MemoryStore
 from tests.fixtures.trees import (

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from lobstertrap.repository import Repository, Snapshot, take_snapshot, tree_digest
+from lobstertrap.repository import Repository, Snapshot, take_snapshot
 from lobstertrap.repository.digest import ends_group
 from lobstertrap.repository.parent import Parent
 from lobstertrap.repository.tree import Group, read_groups
+from lobstertrap.repository.tree_digest import tree_digest
 from lobstertrap.stores.memory import MemoryStore
 from tests.fixtures.trees import OWNERS, later, new_repository
 

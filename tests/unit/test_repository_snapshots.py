@@ -27,13 +27,13 @@ from lobstertrap.repository import (
     Snapshot,
     restore,
     take_snapshot,
-    tree_digest,
     verify,
 )
 from lobstertrap.repository.directories import temporary_name
 from lobstertrap.repository.reading_back import ReadingBack
 from lobstertrap.repository.snapshot import SnapshotName
 from lobstertrap.repository.tree import read_entries
+from lobstertrap.repository.tree_digest import tree_digest
 from lobstertrap.stores.memory import MemoryStore
 from tests.fixtures.trees import (
     OWNERS,

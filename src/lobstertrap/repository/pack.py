@@ -30,6 +30,9 @@ from lobstertrap.repository.format import (
     parse_header,
 )
 
+LEVEL = 2
+"""Of zstd: stores 2 to 4% more than level 3, in a fifth to a third less time."""
+
 _TRAILER = struct.Struct("<III")
 
 
@@ -101,7 +104,7 @@ def read_u32s(data: Buffer) -> array[int]:
 class Compressor:
     """zstd with its context kept; one instance a thread."""
 
-    def __init__(self, level: int = 2) -> None:
+    def __init__(self, level: int = LEVEL) -> None:
         self._zstd = zstandard.ZstdCompressor(level=level)
 
     def shrink(self, plain: Buffer) -> Buffer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 
 from lobstertrap.repository.attributes import Attributes
@@ -16,7 +17,7 @@ _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 class Target:
     """A file that is being restored: a temporary name until everything is in it."""
 
-    __slots__ = ("directory", "handle", "name", "row", "temporary")
+    __slots__ = ("_writing", "directory", "handle", "name", "row", "temporary")
 
     in_place = False
     """Whether the file that is there is changed itself."""
@@ -27,6 +28,8 @@ class Target:
         self.directory = directory.hold()
         self.handle = -1
         self.temporary: str | bytes = ""
+        # The kernel lets one write to a file at a time, and the others burn a core.
+        self._writing = threading.Lock()
 
     def open(self) -> None:
         """Make the file at its full size: what is not written is a hole."""
@@ -44,9 +47,10 @@ class Target:
 
     def write(self, data: memoryview, offset: int) -> None:
         """Write a piece; pieces may come in any order and from several threads."""
-        while data:
-            count = os.pwrite(self.handle, data, offset)
-            data, offset = data[count:], offset + count
+        with self._writing:
+            while data:
+                count = os.pwrite(self.handle, data, offset)
+                data, offset = data[count:], offset + count
 
     def keep(self, data: memoryview, offset: int) -> None:
         """Take a piece that the old file has at the same place."""

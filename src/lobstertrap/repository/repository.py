@@ -77,7 +77,7 @@ class Repository:
         passphrase: SecretValue,
         *,
         cost: ScryptCost | None = None,
-        cache_dir: Path | None = None,
+        begun: Derivation | None = None,
     ) -> Repository:
         """Make a repository, or open the one that is there, as `open` does.
 
@@ -85,7 +85,7 @@ class Repository:
         Raises `AccessDenied` when it exists and `passphrase` is not its key.
         """
         try:
-            return cls.open(store, passphrase, cache_dir=cache_dir)
+            return cls.open(store, passphrase, begun=begun)
         except NotFound:
             keys = Keys.from_master(secrets.token_bytes(32))
         slot = make_slot(
@@ -95,7 +95,7 @@ class Repository:
         try:
             store.put(CONFIG_KEY, config.encode(), if_absent=True)
         except Conflict:
-            return cls.open(store, passphrase, cache_dir=cache_dir)
+            return cls.open(store, passphrase)
         return cls(store, keys)
 
     @classmethod
@@ -105,12 +105,14 @@ class Repository:
         passphrase: SecretValue,
         *,
         cache_dir: Path | None = None,
+        begun: Derivation | None = None,
     ) -> Repository:
         """Open the repository; `NotFound` when there is none, `AccessDenied`.
 
-        With what `cache_dir` remembers of it, the key is derived while it is reached.
+        With what `cache_dir` remembers of it, the key is derived while it is reached;
+        or that was `begun` already, before this module was there.
         """
-        derivation = Derivation(passphrase, cache_dir, url=store.url)
+        derivation = begun or Derivation(passphrase, cache_dir, url=store.url)
         try:
             data = store.get(CONFIG_KEY).data
         except NotFound:

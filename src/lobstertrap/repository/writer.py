@@ -64,13 +64,11 @@ class BlobWriter:
         index: Index,
         *,
         cache: ObjectCache | None = None,
-        level: int = 2,
     ) -> None:
         self._store = store
         self._keys = keys
         self._index = index
         self._cache = cache
-        self._level = level
         self._pending: set[bytes] = set()
         self._streams = (_Stream(CHUNKS), _Stream(PAGES))
         self._compressors = ThreadPoolExecutor(COMPRESSORS, "compress")
@@ -196,7 +194,7 @@ class BlobWriter:
     def _compressor(self) -> Compressor:
         found: Compressor | None = getattr(self._local, "compressor", None)
         if found is None:
-            found = self._local.compressor = Compressor(self._level)
+            found = self._local.compressor = Compressor()
         return found
 
     def _submit(self, pool: ThreadPoolExecutor, work: Callable[[], None]) -> None:
