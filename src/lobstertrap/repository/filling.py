@@ -1,13 +1,14 @@
 """The filler: fetches what files lack, window by window, and completes them.
 
-A window is planned while the one before is fetched and written by threads, so memory
-and open files are bounded, whatever the size of the snapshot or of one file.
+A window is planned while the one before is fetched and written by threads, which go on
+with the next one at once. So memory and open files are bounded, whatever the size of
+the snapshot or of one file.
 """
 
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -70,7 +71,7 @@ class Filler:
         self._fetcher = Fetcher(repo.store, repo.keys, index)
         self._handles = min(WINDOW_HANDLES, spare_handles() // 3)
         self._batch = _Batch(self._handles)
-        self._running: _Batch | None = None
+        self._running: deque[_Batch] = deque()
         self._open: Target | None = None
         self._marked: dict[int, int] = {}
         """By file system: a file that was marked as unfinished, perhaps not on disk."""
@@ -109,7 +110,7 @@ class Filler:
     def finish(self) -> None:
         """Return when every file is whole and has its name."""
         self._flush()
-        self._settle()
+        self._settle(0)
         self._pool.shutdown()
 
     def _copied(
@@ -146,8 +147,7 @@ class Filler:
             self._flush()
 
     def _flush(self) -> None:
-        """Start this window; the one before must be done, so two are in memory."""
-        self._settle()
+        """Start this window; all but the one before must be done."""
         while self._marked:  # before a byte of those files changes
             sync_file_system(self._marked.popitem()[1])
         batch, self._batch = self._batch, _Batch(self._handles)
@@ -155,21 +155,22 @@ class Filler:
             self._pool.submit(self._write_pack, pack, wanted)
             for pack, wanted in batch.window.packs.items()
         ]
-        self._running = batch
+        self._running.append(batch)
+        self._settle(1)
 
-    def _settle(self) -> None:
-        batch = self._running
-        if batch is None:
-            return
-        for future in batch.futures:
-            future.result()
-        while batch.targets:
-            target = batch.targets[-1]
-            if target.handle >= 0:
-                target.finish(self._attributes)
-            batch.targets.pop().directory.release()
-        self._running = None
-        self._on_window()
+    def _settle(self, left: int) -> None:
+        """Finish the files of windows, oldest first, until so many are left."""
+        while len(self._running) > left:
+            batch = self._running[0]
+            for future in batch.futures:
+                future.result()
+            while batch.targets:
+                target = batch.targets[-1]
+                if target.handle >= 0:
+                    target.finish(self._attributes)
+                batch.targets.pop().directory.release()
+            self._running.popleft()
+            self._on_window()
 
     def _write_pack(
         self, pack: PackInfo, wanted: dict[SegmentInfo, list[Piece]]
@@ -204,9 +205,7 @@ class Filler:
 
     def abandon(self) -> None:
         """Drop what is not whole; the next restore sweeps what this one cannot."""
-        for batch in (self._running, self._batch):
-            if batch is None:
-                continue
+        for batch in (*self._running, self._batch):
             for future in batch.futures:
                 future.cancel()
             for future in batch.futures:

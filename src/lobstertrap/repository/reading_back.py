@@ -34,47 +34,59 @@ class ReadingBack:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
 
-    def begin(self, run: Run, places: Sequence[int]) -> Future[list[Row]]:
+    def begin(self, run: Run, places: Sequence[int]) -> list[Future[list[Row]]]:
         """Begin to read the regular files at some places of a run.
 
-        The rows come in the order of the places; `IntegrityError` for a file that
-        changes or vanishes meanwhile.
+        Returns lists of rows, all in the order of the places; `IntegrityError` for a
+        file that changes or vanishes meanwhile.
         """
+        stats, begun, small = run.stats, [], []
+        for place in places:
+            if stats[place].st_size <= WHOLE:
+                small.append(place)
+                continue
+            if small:
+                begun.append(self._submit(run, small))
+                small = []
+            begun.append(self._submit(run, [place]))
+        if small:
+            begun.append(self._submit(run, small))
+        return begun
+
+    def _submit(self, run: Run, places: Sequence[int]) -> Future[list[Row]]:
         # The walk closes its handle when it goes on.
         later = run._replace(parent=os.dup(run.parent))
         return self._pool.submit(self._read, later, places)
 
     def _read(self, run: Run, places: Sequence[int]) -> list[Row]:
         try:
-            small = self._read_small(run, places)
-            buffer = memoryview(bytearray(0 if len(small) == len(places) else _BUFFER))
-            return [
-                small.get(place) or file_row(run.found(place), self._owners, buffer)
-                for place in places
-            ]
+            rows = self._read_small(run, places)
+            if None in rows:
+                buffer = memoryview(bytearray(_BUFFER))
+                for number, place in enumerate(places):
+                    if rows[number] is None:
+                        found = run.found(place)
+                        rows[number] = file_row(found, self._owners, buffer)
+            return rows  # type: ignore[return-value] # none is None now
         finally:
             os.close(run.parent)
 
-    def _read_small(self, run: Run, places: Sequence[int]) -> dict[int, Row]:
-        """Return the rows by place of files that are as simple as most are."""
-        stats = run.stats
-        device = stats[places[0]].st_dev
-        few = [
-            place
-            for place in places
-            if stats[place].st_size <= WHOLE and stats[place].st_dev == device
-        ]
-        marks = [mark_of(stats[place]) for place in few]
-        names = [run.names[place] for place in few]
-        contents = read_files(run.parent, names, marks, device)
-        return {
-            place: (
-                *common_fields(
-                    run.paths[place], FILE, self._owners, None, stats[place]
-                ),
+    def _read_small(self, run: Run, places: Sequence[int]) -> list[Row | None]:
+        """Return the rows of files that are as simple as most are."""
+        stats = [run.stats[place] for place in places]
+        device = stats[0].st_dev
+        if stats[0].st_size > WHOLE or any(s.st_dev != device for s in stats):
+            return [None] * len(places)
+        names = [run.names[place] for place in places]
+        contents = read_files(run.parent, names, [*map(mark_of, stats)], device)
+        owners, paths = self._owners, run.paths
+        return [
+            (
+                *common_fields(paths[place], FILE, owners, None, status),
                 len(data),
                 blake3(data).digest(),
             )
-            for place, data in zip(few, contents, strict=True)
             if data is not None
-        }
+            else None
+            for place, status, data in zip(places, stats, contents, strict=True)
+        ]

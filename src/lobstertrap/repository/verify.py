@@ -6,10 +6,10 @@ import os
 import stat as st
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 
 from lobstertrap.repository.attributes import (
     DEVICES_LEFT,
@@ -108,7 +108,7 @@ class _Compared:
     real: list[Row | None]
     later: list[int]
     """Places of what is still being read."""
-    reading: Future[list[Row]] | None = None
+    reading: Sequence[Future[list[Row]]] = ()
 
 
 class _Checker:
@@ -202,11 +202,9 @@ class _Checker:
 
     def _judge(self, compared: _Compared) -> Iterator[Row]:
         """Yield the rows of the disk of what was compared, and note what is wrong."""
-        if compared.reading is not None:
-            for place, read in zip(
-                compared.later, compared.reading.result(), strict=True
-            ):
-                compared.real[place] = read
+        read = chain.from_iterable(future.result() for future in compared.reading)
+        for place, row in zip(compared.later, read, strict=True):
+            compared.real[place] = row
         for row, real in zip(compared.rows, compared.real, strict=True):
             if real != row:
                 if not self._excusable(row, real):
