@@ -16,8 +16,8 @@ from hypothesis import strategies as some
 
 from lobstertrap.errors import IntegrityError
 from lobstertrap.repository import batch
-from lobstertrap.repository.batch import NewFile, read_files, write_files
-from lobstertrap.repository.scan import mark_of
+from lobstertrap.repository.batch import NewFile, read_files, stat_files, write_files
+from lobstertrap.repository.status import LightStatus, mark_of
 from tests.fixtures.needs import missing
 
 HOUR = 3_600_000_000_000
@@ -251,6 +251,26 @@ def test_nothing_behind_a_segment_is_written(either, parent, tmp_path):
         write_files(parent, b"abc", [new(b"file", b"abc", 1)])
 
     assert [*tmp_path.iterdir()] == []
+
+
+def test_names_are_looked_at_as_they_are(either, parent, tmp_path):
+    (tmp_path / "file").write_bytes(b"12345")
+    (tmp_path / "file").chmod(0o4711)
+    os.utime(tmp_path / "file", ns=(0, -1_500_000_000))
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "fifo")
+    if os.geteuid() == 0:
+        os.mknod(tmp_path / "null", 0o20666, os.makedev(1, 3))
+    names = sorted(os.fsencode(path.name) for path in tmp_path.iterdir())
+
+    found = stat_files(parent, [*names, b"gone"])
+
+    assert found[-1] is None
+    for name, light in zip(names, found, strict=False):
+        status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        for field in LightStatus._fields:
+            assert getattr(light, field) == getattr(status, field), (name, field)
 
 
 @settings(

@@ -385,7 +385,7 @@ def test_a_file_that_is_replaced_under_the_walk_is_named(
 
 
 WRITER = """
-import sqlite3, sys
+import sqlite3, sys, time
 db = sqlite3.connect(sys.argv[1], isolation_level=None)
 db.execute("PRAGMA journal_mode=" + sys.argv[2])
 db.execute("PRAGMA synchronous=OFF")
@@ -401,6 +401,7 @@ while True:
     db.execute("COMMIT")
     if n % 50 == 0:
         db.execute("DELETE FROM t")
+        time.sleep(0.05)  # or no snapshot ever sees it hold still
     print(n, flush=True)
 """
 

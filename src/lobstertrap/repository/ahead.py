@@ -11,7 +11,8 @@ import resource
 import stat
 from contextlib import suppress
 
-from lobstertrap.repository.scan import FILE_FLAGS, Run
+from lobstertrap.repository.scan import Run
+from lobstertrap.repository.status import FILE_FLAGS
 
 AHEAD = 32
 """Files that are asked for at once."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import socket
 import stat as st
@@ -26,16 +25,10 @@ from lobstertrap.repository.live import LiveFiles
 from lobstertrap.repository.parent import Parent, find_parent, place_of
 from lobstertrap.repository.reading import FileReader, Reading
 from lobstertrap.repository.repository import Repository
-from lobstertrap.repository.scan import (
-    Found,
-    Run,
-    close_all,
-    mark_of,
-    open_roots,
-    walk_runs,
-)
+from lobstertrap.repository.scan import Found, Run, close_all, open_roots, walk_runs
 from lobstertrap.repository.snapshot import Consistency, Owners, Snapshot
 from lobstertrap.repository.source import common_fields, special_row
+from lobstertrap.repository.status import Status, mark_of
 from lobstertrap.repository.system import translated
 from lobstertrap.repository.tree import Known, TreeWriter
 from lobstertrap.repository.tree_digest import link_row
@@ -318,7 +311,7 @@ class _Archiver:
         self._on_progress(self.progress("read", count))
 
 
-def _unchanged(known: Known, status: os.stat_result) -> bool:
+def _unchanged(known: Known, status: Status) -> bool:
     ctime, inode = known.stat
     return (
         ctime == status.st_ctime_ns

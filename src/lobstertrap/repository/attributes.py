@@ -8,8 +8,8 @@ from collections.abc import Callable
 from functools import partial
 
 from lobstertrap.repository.entry import GID, MODE, MTIME, UID, XATTRS, Row, kept_xattr
-from lobstertrap.repository.scan import read_xattrs
 from lobstertrap.repository.snapshot import Owners
+from lobstertrap.repository.status import read_xattrs
 from lobstertrap.repository.warnings import Warnings
 
 SET_ID_BITS = 0o6000

@@ -26,8 +26,32 @@ struct plan {
     int64_t offset, length, mode, uid, gid, mtime;
 };
 
+struct status {
+    int64_t mode;
+    uint64_t inode, device;
+    int64_t names, uid, gid, size, mtime, ctime, blocks;
+    uint64_t special;
+};
+
 static int64_t nanoseconds(struct timespec time) {
     return time.tv_sec * SECOND + time.tv_nsec;
+}
+
+/* Look at names, links not followed. One that does not tell gets a mode of zero. */
+void stat_files(int parent, long count, const char *names, struct status *found) {
+    for (long i = 0; i < count; i++, names += strlen(names) + 1) {
+        struct stat now;
+        if (fstatat(parent, names, &now, AT_SYMLINK_NOFOLLOW)) {
+            found[i].mode = 0;
+            continue;
+        }
+        found[i] = (struct status){
+            now.st_mode, now.st_ino,  now.st_dev,
+            now.st_nlink, now.st_uid, now.st_gid,
+            now.st_size, nanoseconds(now.st_mtim), nanoseconds(now.st_ctim),
+            now.st_blocks, now.st_rdev,
+        };
+    }
 }
 
 /* As kept_xattr in entry.py. */

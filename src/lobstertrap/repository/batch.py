@@ -1,6 +1,6 @@
 """Many small files in one call: compiled (batch.c) where there was a compiler.
 
-Two functions, each in C, without the interpreter's lock, and in Python, with the same
+Three functions, each in C, without the interpreter's lock, and in Python, with the same
 results (tests/unit/test_repository_batch.py). Either leaves alone what is not simple:
 the caller looks at such a file by itself, and tells what is wrong with it.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import stat as st
+import struct
 import time
 from array import array
 from collections.abc import Sequence
@@ -19,10 +20,20 @@ from typing import Any, NamedTuple
 
 from lobstertrap.errors import IntegrityError
 from lobstertrap.repository.format import Buffer
-from lobstertrap.repository.scan import Mark, mark_of, open_quietly, read_xattrs
+from lobstertrap.repository.status import (
+    LightStatus,
+    Mark,
+    Status,
+    mark_of,
+    open_quietly,
+    read_xattrs,
+)
 
 _TICKING = 5
 """CLOCK_REALTIME_COARSE, which files' times come from; `time` has no name for it."""
+
+_STATUS = struct.Struct("=qQQqqqqqqqQ")
+"""The fields of a `LightStatus`, as `struct status` in batch.c."""
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _LIBRARY = Path(__file__).with_name("libbatch.so")
@@ -49,6 +60,22 @@ def settled(ctime: int) -> bool:
     in one tick leave the same. (From 6.13 on it tells a write after a look apart.)
     """
     return ctime != time.clock_gettime_ns(_TICKING)
+
+
+def stat_files(parent: int, names: Sequence[bytes]) -> Sequence[Status | None]:
+    """Return what names are, links not followed; None for one that does not tell."""
+    if _library is None:
+        return [_stat_here(parent, name) for name in names]
+    size = _STATUS.size
+    found = bytearray(size * len(names))
+    _library.stat_files(
+        parent,
+        len(names),
+        b"".join(name + b"\0" for name in names),
+        (ctypes.c_char * len(found)).from_buffer(found),
+    )
+    every = map(LightStatus._make, _STATUS.iter_unpack(found))
+    return [status if status.st_mode else None for status in every]
 
 
 def read_files(
@@ -87,13 +114,15 @@ def _load() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(str(_LIBRARY))
         read, write = library.read_files, library.write_files
+        look = library.stat_files
     except (OSError, AttributeError):  # there was no compiler, or it is another machine
         return None
     number, pointer = ctypes.c_int, ctypes.c_void_p
-    read.restype = write.restype = None
+    look.restype = read.restype = write.restype = None
     start: tuple[Any, ...] = (number, ctypes.c_long, ctypes.c_char_p, pointer)
     read.argtypes = [*start, ctypes.c_uint64, pointer, pointer]
     write.argtypes = [*start, pointer, pointer]
+    look.argtypes = [*start]
     return library
 
 
@@ -126,6 +155,13 @@ def _read_compiled(
         places.buffer_info()[0],
     )
     return places
+
+
+def _stat_here(parent: int, name: bytes) -> os.stat_result | None:
+    try:
+        return os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except OSError:
+        return None
 
 
 def _read_here(

@@ -27,16 +27,11 @@ from lobstertrap.repository.entry import (
     Row,
 )
 from lobstertrap.repository.exclude import Exclude
-from lobstertrap.repository.scan import (
-    Found,
-    close_all,
-    open_roots,
-    read_xattrs,
-    walk,
-)
+from lobstertrap.repository.scan import Found, close_all, open_roots, walk
 from lobstertrap.repository.selection import select, volumes_of
 from lobstertrap.repository.snapshot import Owners
 from lobstertrap.repository.source import common_fields
+from lobstertrap.repository.status import read_xattrs
 from lobstertrap.repository.system import translated
 from lobstertrap.repository.tree_digest import disk_row, link_row
 

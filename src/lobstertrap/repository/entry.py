@@ -7,6 +7,7 @@ docs/repository-format.md.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgpack
@@ -39,6 +40,8 @@ Content = bytes | tuple[bytes, ...]
 
 _FIELDS = {FILE: 9, DIRECTORY: 7, SYMLINK: 8, FIFO: 7, HARD_LINK: 8}
 _FIELDS |= {CHARACTER_DEVICE: 9, BLOCK_DEVICE: 9}
+_NAME = rb"(?!\.\.?(?:/|\Z))[^/\0]{1,255}"  # 255: NAME_MAX
+_PLAIN_PATH = re.compile(_NAME + b"(?:/" + _NAME + b")*")
 _INT64 = 1 << 63
 _UINT32 = 1 << 32
 
@@ -93,16 +96,16 @@ def _are_ids(content: object) -> bool:
 
 def check_row(row: Row) -> None:
     """Raise `IntegrityError` unless every field has its type and range."""
-    path = row[PATH]
+    path, kind, mode, uid, gid, mtime, xattrs = row[: XATTRS + 1]
     ok = (
         type(path) is bytes
         and _plain_path(path)
-        and all(type(row[i]) is int for i in (TYPE, MODE, UID, GID, MTIME))
-        and 0 <= row[MODE] <= 0o7777  # noqa: PLR2004 - twelve bits
-        and 0 <= row[UID] < _UINT32
-        and 0 <= row[GID] < _UINT32
-        and -_INT64 <= row[MTIME] < _INT64
-        and _xattrs_fit(row[XATTRS])
+        and type(kind) is type(mode) is type(uid) is type(gid) is type(mtime) is int
+        and 0 <= mode <= 0o7777  # noqa: PLR2004 - twelve bits
+        and 0 <= uid < _UINT32
+        and 0 <= gid < _UINT32
+        and -_INT64 <= mtime < _INT64
+        and _xattrs_fit(xattrs)
         and _tail_fits(row)
     )
     if not ok:
@@ -117,10 +120,7 @@ def shown(path: object) -> str:
 
 
 def _plain_path(path: bytes) -> bool:
-    return b"\0" not in path and all(
-        part not in (b"", b".", b"..") and len(part) <= 255  # noqa: PLR2004 - NAME_MAX
-        for part in path.split(b"/")
-    )
+    return _PLAIN_PATH.fullmatch(path) is not None
 
 
 def _xattrs_fit(xattrs: object) -> bool:

@@ -16,8 +16,9 @@ import time
 
 from lobstertrap.repository.directories import look
 from lobstertrap.repository.reading import CHANGED, READINGS, FileReader, Reading
-from lobstertrap.repository.scan import Found, open_quietly
+from lobstertrap.repository.scan import Found
 from lobstertrap.repository.source import same_version
+from lobstertrap.repository.status import open_quietly
 from lobstertrap.repository.tree import Known
 from lobstertrap.repository.warnings import Warnings
 

@@ -12,8 +12,8 @@ from lobstertrap.repository.entry import PATH
 from lobstertrap.repository.index import Index
 from lobstertrap.repository.landing import load_landing
 from lobstertrap.repository.repository import Repository
-from lobstertrap.repository.scan import Mark
 from lobstertrap.repository.snapshot import Owners, Snapshot
+from lobstertrap.repository.status import Mark
 from lobstertrap.repository.tree import Group, Known, read_groups
 
 _LOOK_BACK = 16

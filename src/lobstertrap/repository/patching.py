@@ -15,7 +15,7 @@ from lobstertrap.repository.attributes import Attributes
 from lobstertrap.repository.directories import Directory
 from lobstertrap.repository.entry import MTIME, SIZE, Row
 from lobstertrap.repository.placer import Target
-from lobstertrap.repository.scan import FILE_FLAGS
+from lobstertrap.repository.status import FILE_FLAGS
 
 LARGE = 1 << 20
 """Bytes from which on a file is worth patching."""

@@ -16,7 +16,7 @@ from lobstertrap.repository.digest import content_digest
 from lobstertrap.repository.entry import Content
 from lobstertrap.repository.format import CHUNKS, HOLE, ID_SIZE
 from lobstertrap.repository.leaks import LARGEST_TEXT, LeakCheck
-from lobstertrap.repository.scan import Found, Run, mark_of, read_xattrs
+from lobstertrap.repository.scan import Found, Run
 from lobstertrap.repository.source import (
     open_file,
     read_large,
@@ -24,6 +24,7 @@ from lobstertrap.repository.source import (
     same_version,
     settled_status,
 )
+from lobstertrap.repository.status import Status, mark_of, read_xattrs
 from lobstertrap.repository.tree import Stat, TreeWriter, item
 from lobstertrap.repository.warnings import Warnings
 from lobstertrap.repository.writer import BlobWriter
@@ -45,7 +46,7 @@ class Reading(NamedTuple):
     size: int
     digest: bytes
     xattrs: tuple[tuple[bytes, bytes], ...] | None
-    status: os.stat_result
+    status: Status
     """As it was when the reading began."""
     stat: Stat
     calm: bool
@@ -76,7 +77,7 @@ class FileReader:
         self._on_bytes = on_bytes
         self._leaks = leaks
 
-    def stat(self, status: os.stat_result) -> Stat:
+    def stat(self, status: Status) -> Stat:
         """Return the mark by which the next snapshot knows the file as unchanged."""
         ctime = status.st_ctime_ns
         return (ctime if ctime < self._trusted_before else 0, status.st_ino)
@@ -97,7 +98,7 @@ class FileReader:
                 readings[i - start] = self._take(run.paths[i], data, stats[i])
         return readings
 
-    def _take(self, path: bytes, data: memoryview, status: os.stat_result) -> Reading:
+    def _take(self, path: bytes, data: memoryview, status: Status) -> Reading:
         digest = blake3(data).digest()
         content = b""
         if data:
@@ -141,7 +142,7 @@ class FileReader:
         stat = self._mark(path, before) if calm else (0, before.st_ino)
         return Reading(content, size, digest, xattrs, before, stat, calm)
 
-    def _mark(self, path: bytes, status: os.stat_result) -> Stat:
+    def _mark(self, path: bytes, status: Status) -> Stat:
         """Return the file's mark: none for a leak, which is to be told every time."""
         if (
             self._leaks is not None
@@ -152,7 +153,7 @@ class FileReader:
         return self.stat(status)
 
     def _read_content(
-        self, path: bytes, handle: int, status: os.stat_result
+        self, path: bytes, handle: int, status: Status
     ) -> tuple[Content, int, bytes]:
         if status.st_size <= WHOLE:
             data = read_small(handle, status.st_size)
@@ -188,7 +189,7 @@ class FileReader:
         return chunk_id
 
 
-def _is_small(status: os.stat_result, device: int) -> bool:
+def _is_small(status: Status, device: int) -> bool:
     return (
         status.st_size <= WHOLE
         and st.S_ISREG(status.st_mode)

@@ -12,9 +12,10 @@ from blake3 import blake3
 from lobstertrap.repository.batch import read_files
 from lobstertrap.repository.chunker import WHOLE
 from lobstertrap.repository.entry import FILE, Row
-from lobstertrap.repository.scan import Run, mark_of
+from lobstertrap.repository.scan import Run
 from lobstertrap.repository.snapshot import Owners
 from lobstertrap.repository.source import common_fields
+from lobstertrap.repository.status import mark_of
 from lobstertrap.repository.tree_digest import file_row
 
 READERS = 2

@@ -48,8 +48,9 @@ from lobstertrap.repository.index import Index
 from lobstertrap.repository.patching import open_patch
 from lobstertrap.repository.placer import Target
 from lobstertrap.repository.repository import Repository
-from lobstertrap.repository.scan import belongs_to_file_system, open_quietly
+from lobstertrap.repository.scan import belongs_to_file_system
 from lobstertrap.repository.snapshot import Snapshot
+from lobstertrap.repository.status import open_quietly
 from lobstertrap.repository.tree import Known
 
 

@@ -11,24 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lobstertrap.errors import AccessDenied, InvalidInput, NotFound
-from lobstertrap.repository.entry import kept_xattr, shown
+from lobstertrap.repository.batch import stat_files
+from lobstertrap.repository.entry import shown
 from lobstertrap.repository.exclude import Exclude
+from lobstertrap.repository.status import Status
 
 DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_QUIET_FLAGS = FILE_FLAGS | getattr(os, "O_NOATIME", 0)
 GONE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE}
-
-
-def open_quietly(name: str | bytes, parent: int) -> int:
-    """Open a file for reading, and leave its access time alone where that is allowed.
-
-    A file system writes down every access time that changes.
-    """
-    try:
-        return os.open(name, _QUIET_FLAGS, dir_fd=parent)
-    except PermissionError:  # somebody else's, perhaps
-        return os.open(name, FILE_FLAGS, dir_fd=parent)
 
 
 class Found(NamedTuple):
@@ -39,26 +28,11 @@ class Found(NamedTuple):
     name: str
     parent: int
     """Handle of the directory that holds it."""
-    stat: os.stat_result
+    stat: Status
     handle: int
     """Of a directory itself; -1 for everything else. Closed when the walk goes on."""
     siblings: Container[bytes] = ()
     """The names in the same directory, when it was listed."""
-
-
-Mark = tuple[int, int, int, int, int]
-"""ctime, inode, mtime, size and number of names, as they look on a disk."""
-
-
-def mark_of(status: os.stat_result) -> Mark:
-    """Return the mark of something."""
-    return (
-        status.st_ctime_ns,
-        status.st_ino,
-        status.st_mtime_ns,
-        status.st_size,
-        status.st_nlink,
-    )
 
 
 class Run(NamedTuple):
@@ -67,9 +41,9 @@ class Run(NamedTuple):
     paths: list[bytes]
     """With the volume's name in front."""
     names: list[bytes]
-    stats: list[os.stat_result]
+    stats: list[Status]
     parent: int
-    siblings: Container[bytes]
+    siblings: Container[bytes] = ()
 
     def found(self, place: int) -> Found:
         """Return one of them."""
@@ -171,38 +145,55 @@ def _names(
     exclude: Exclude,
     skip: int,
 ) -> Iterator[Found | Run]:
+    for part in listing.rest:
+        if isinstance(part, list):
+            run = _look(part, prefix, parent, on_gone, exclude=exclude, skip=skip)
+            if run.paths:
+                yield run._replace(siblings=listing.names)
+            continue
+        path = prefix + os.fsencode(part.name)
+        status = _status(part.name, parent, path, on_gone)
+        if status is None or exclude.matches(path[skip:], directory=True):
+            continue
+        if not belongs_to_file_system(path[skip:], status):
+            handle = _open_directory(part.name, parent, path, on_gone)
+            if handle >= 0:
+                yield Found(path, part.name, parent, os.fstat(handle), handle)
+
+
+def _look(
+    names: list[bytes],
+    prefix: bytes,
+    parent: int,
+    on_gone: OnGone,
+    *,
+    exclude: Exclude,
+    skip: int,
+) -> Run:
+    """Return what of these names is there, shall be kept, and is no directory."""
     excluding = bool(exclude)
-    run = Run([], [], [], parent, listing.names)
-    for raw, item in listing.rest:
+    run = Run([], [], [], parent)
+    for raw, light in zip(names, stat_files(parent, names), strict=True):
         path = prefix + raw
-        status = _status(item, path, on_gone)
+        if excluding and exclude.matches(path[skip:], directory=False):
+            continue
+        status = light or _status(raw, parent, path, on_gone)
         if status is None:
             continue
-        directory = stat.S_ISDIR(status.st_mode)
-        if excluding and exclude.matches(path[skip:], directory=directory):
+        if stat.S_ISDIR(status.st_mode):  # since it was listed
+            on_gone(path)
             continue
-        if not directory:
-            run.paths.append(path)
-            run.names.append(raw)
-            run.stats.append(status)
-            if len(run.paths) < _RUN:
-                continue
-        if run.paths:
-            yield run
-            run = Run([], [], [], parent, listing.names)
-        if directory and not belongs_to_file_system(path[skip:], status):
-            handle = _open_directory(item.name, parent, path, on_gone)
-            if handle >= 0:
-                yield Found(path, item.name, parent, os.fstat(handle), handle)
-    if run.paths:
-        yield run
+        run.paths.append(path)
+        run.names.append(raw)
+        run.stats.append(status)
+    return run
 
 
 def _status(
-    item: os.DirEntry[str], path: bytes, on_gone: OnGone
-) -> os.stat_result | None:
+    name: str | bytes, parent: int, path: bytes, on_gone: OnGone
+) -> Status | None:
     try:
-        return item.stat(follow_symlinks=False)
+        return os.stat(name, dir_fd=parent, follow_symlinks=False)
     except OSError as error:
         if error.errno not in GONE:
             raise unreadable(path) from error
@@ -235,10 +226,32 @@ class _Listing:
                 }
         except PermissionError:
             raise unreadable(path) from None
-        self.rest = iter(sorted(self.names.items()))
+        self.rest = self._parts()
+
+    def _parts(self) -> Iterator[list[bytes] | os.DirEntry[str]]:
+        """Yield directories, and between them the names of everything else."""
+        run: list[bytes] = []
+        for name, entry in sorted(self.names.items()):
+            directory = _is_directory(entry)
+            if not directory:
+                run.append(name)
+            if run and (directory or len(run) == _RUN):
+                yield run
+                run = []
+            if directory:
+                yield entry
+        if run:
+            yield run
 
 
-def belongs_to_file_system(relative: bytes, status: os.stat_result) -> bool:
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=False)
+    except OSError:  # whoever looks closer tells
+        return False
+
+
+def belongs_to_file_system(relative: bytes, status: Status) -> bool:
     """Say whether this is ext4's own `lost+found`, which no agent's data is in."""
     return (
         relative == b"lost+found"
@@ -246,27 +259,6 @@ def belongs_to_file_system(relative: bytes, status: os.stat_result) -> bool:
         and status.st_uid == 0
         and stat.S_ISDIR(status.st_mode)
     )
-
-
-def read_xattrs(target: int | str) -> tuple[tuple[bytes, bytes], ...] | None:
-    """Return the extended attributes that belong to the data, sorted; None for none."""
-    try:
-        names = os.listxattr(target)
-    except OSError as error:
-        if error.errno in (errno.ENOTSUP, errno.EPERM, errno.ENODATA):
-            return None
-        raise
-    if not names:
-        return None
-    kept = sorted(raw for name in names if kept_xattr(raw := os.fsencode(name)))
-    pairs = []
-    for raw in kept:
-        try:
-            pairs.append((raw, os.getxattr(target, raw)))
-        except OSError as error:
-            if error.errno != errno.ENODATA:  # removed meanwhile
-                raise
-    return tuple(pairs) or None
 
 
 def data_extents(handle: int, size: int) -> list[tuple[int, int]]:

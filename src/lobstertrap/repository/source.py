@@ -21,15 +21,9 @@ from lobstertrap.repository.entry import (
     SYMLINK,
     Row,
 )
-from lobstertrap.repository.scan import (
-    GONE,
-    Found,
-    data_extents,
-    open_quietly,
-    read_xattrs,
-    unreadable,
-)
+from lobstertrap.repository.scan import GONE, Found, data_extents, unreadable
 from lobstertrap.repository.snapshot import Owners
+from lobstertrap.repository.status import Status, open_quietly, read_xattrs
 
 MAX_HOLE_ITEM = 1 << 31
 _TICK = 0.01
@@ -39,7 +33,7 @@ _LINK_MODE = 0o777
 
 
 def common_fields(
-    path: bytes, kind: int, owners: Owners, xattrs: object, status: os.stat_result
+    path: bytes, kind: int, owners: Owners, xattrs: object, status: Status
 ) -> tuple[Any, ...]:
     """Return the first seven fields of a row."""
     uid, gid = owners.swap(status.st_uid, status.st_gid)
@@ -86,7 +80,7 @@ def open_file(found: Found) -> int:
         raise
 
 
-def same_version(a: os.stat_result, b: os.stat_result) -> bool:
+def same_version(a: Status, b: Status) -> bool:
     """Say whether a file was left alone between two looks at it."""
     return (
         a.st_mtime_ns == b.st_mtime_ns
@@ -97,7 +91,7 @@ def same_version(a: os.stat_result, b: os.stat_result) -> bool:
     )
 
 
-def settled_status(handle: int) -> os.stat_result:
+def settled_status(handle: int) -> Status:
     """Return the status of an open file, after a short wait until it is settled."""
     for _ in range(_TICKS):
         status = os.fstat(handle)
@@ -127,7 +121,7 @@ def read_small(handle: int, size: int) -> bytes:
 
 def read_large(
     handle: int,
-    status: os.stat_result,
+    status: Status,
     chunker: Chunker,
     on_chunk: Callable[[memoryview], None],
     on_hole: Callable[[int], None],
@@ -161,7 +155,7 @@ def read_large(
     return Part(size, digest.finish())
 
 
-def digest_file(handle: int, status: os.stat_result, buffer: memoryview) -> Part:
+def digest_file(handle: int, status: Status, buffer: memoryview) -> Part:
     """Return size and content digest of an open file, holes not read."""
     size = status.st_size
     digest = ContentDigest()

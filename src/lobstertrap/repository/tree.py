@@ -43,7 +43,7 @@ from lobstertrap.repository.entry import (
     encode_rows,
 )
 from lobstertrap.repository.format import ID_SIZE, PAGES
-from lobstertrap.repository.scan import Mark
+from lobstertrap.repository.status import Mark
 from lobstertrap.repository.writer import BlobWriter
 
 _STAT = struct.Struct("<qQ")

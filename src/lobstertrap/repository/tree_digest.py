@@ -14,13 +14,7 @@ from lobstertrap.repository.chunker import WHOLE
 from lobstertrap.repository.digest import tree_digest_of
 from lobstertrap.repository.entry import FILE, HARD_LINK, Row, shown
 from lobstertrap.repository.exclude import Exclude
-from lobstertrap.repository.scan import (
-    Found,
-    close_all,
-    open_roots,
-    read_xattrs,
-    walk,
-)
+from lobstertrap.repository.scan import Found, close_all, open_roots, walk
 from lobstertrap.repository.snapshot import Owners
 from lobstertrap.repository.source import (
     common_fields,
@@ -29,6 +23,7 @@ from lobstertrap.repository.source import (
     read_small,
     special_row,
 )
+from lobstertrap.repository.status import read_xattrs
 
 Excludes = Mapping[str, Sequence[str]]
 

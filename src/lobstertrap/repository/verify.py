@@ -38,6 +38,7 @@ from lobstertrap.repository.parent import Parent
 from lobstertrap.repository.reading_back import ReadingBack
 from lobstertrap.repository.scan import Found, Run, walk_runs
 from lobstertrap.repository.snapshot import Owners
+from lobstertrap.repository.status import Status
 from lobstertrap.repository.tree_digest import disk_row
 
 _AHEAD = 4
@@ -177,7 +178,7 @@ class _Checker:
             compared.reading = self._reading.begin(run, places)
         return compared
 
-    def _is_known(self, row: Row, status: os.stat_result) -> bool:
+    def _is_known(self, row: Row, status: Status) -> bool:
         """Note how an entry looks, and say whether it was verified as it is."""
         self._on_row(row)
         known = self._landed.match(row[PATH])
@@ -196,7 +197,7 @@ class _Checker:
         self._landed.match(row[PATH])
         self._verdict.stats.extend((0, 0))
 
-    def _tell_extra(self, path: bytes, status: os.stat_result) -> None:
+    def _tell_extra(self, path: bytes, status: Status) -> None:
         if not self._extra_allowed and not st.S_ISSOCK(status.st_mode):
             self._verdict.wrong.append(path)
 
