@@ -18,12 +18,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import zstandard
 
+from lobstertrap.repository.pack import LEVEL
 from lobstertrap.stores import open_store
 from lobstertrap.stores.settings import StoreSettings
 
 _SEGMENT = 1 << 20
 _PACK = 16 << 20
-_LEVEL = 3
 _local = threading.local()
 
 
@@ -62,7 +62,7 @@ def main() -> None:
 
 def _compress(data: bytearray) -> bytes:
     if not hasattr(_local, "compressor"):
-        _local.compressor = zstandard.ZstdCompressor(level=_LEVEL)
+        _local.compressor = zstandard.ZstdCompressor(level=LEVEL)
     return bytes(_local.compressor.compress(data))
 
 

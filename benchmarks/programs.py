@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from benchmarks.measure import (
@@ -65,10 +66,12 @@ class LobsterTrap:
     def __init__(self, store: Store, work: Path) -> None:
         self._store = store
         self._environment = {"XDG_CACHE_HOME": str(work / "cache-lobstertrap")}
+        with TemporaryDirectory() as empty:  # makes the repository, as `restic init`
+            self._run("snapshot", Path(empty), agent="nobody")
 
     def snapshot(self, source: Path) -> Measured:
         """Take a snapshot."""
-        return self._run("snapshot", source, consistency="stopped", tags={})
+        return self._run("snapshot", source)
 
     def restore(self, into: Path) -> Measured:
         """Restore the latest one, remove what it does not have, and verify."""
@@ -83,6 +86,7 @@ class LobsterTrap:
             "version": 1,
             "command": command,
             "agent": "bench",
+            "consistency": "stopped",
             "volumes": {"data": str(path)},
             "local_owner": owner,
             "owner": owner,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 from zlib import crc32
 
@@ -27,6 +27,11 @@ def content_digest(content: Buffer) -> bytes:
     digest = ContentDigest()
     digest.update(memoryview(content))
     return digest.finish()
+
+
+def join_blocks(blocks: Sequence[bytes]) -> bytes:
+    """Return the content digest of a file from the BLAKE3s of its 1 MiB blocks."""
+    return blocks[0] if len(blocks) == 1 else blake3(b"".join(blocks)).digest()
 
 
 class ContentDigest:
@@ -75,9 +80,7 @@ class ContentDigest:
         """Return the 32 bytes."""
         if self._room < BLOCK or not self._blocks:
             self._close_block()
-        if len(self._blocks) == 1:
-            return self._blocks[0]
-        return blake3(b"".join(self._blocks)).digest()
+        return join_blocks(self._blocks)
 
     def _close_block(self) -> None:
         self._blocks.append(self._block.digest())

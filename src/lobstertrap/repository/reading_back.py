@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Self
 
 from blake3 import blake3
 
 from lobstertrap.repository.batch import read_files
 from lobstertrap.repository.chunker import WHOLE
+from lobstertrap.repository.digest import BLOCK, join_blocks
 from lobstertrap.repository.entry import FILE, Row
 from lobstertrap.repository.scan import Run
 from lobstertrap.repository.snapshot import Owners
-from lobstertrap.repository.source import common_fields
-from lobstertrap.repository.status import mark_of
-from lobstertrap.repository.tree_digest import file_row
+from lobstertrap.repository.source import common_fields, digest_blocks, open_file
+from lobstertrap.repository.status import mark_of, read_xattrs
+from lobstertrap.repository.tree_digest import changed, file_row, gone
 
 READERS = 2
 _BUFFER = 1 << 20
+_LARGE = 32 << 20
+"""Bytes from which on a file is read by all threads."""
+
+Waiting = Callable[[], list[Row]]
 
 
 class ReadingBack:
@@ -28,36 +34,73 @@ class ReadingBack:
     def __init__(self, owners: Owners) -> None:
         self._owners = owners
         self._pool = ThreadPoolExecutor(READERS, "read back")
+        self._open: set[int] = set()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()
+        self._pool.shutdown(cancel_futures=True)
+        while self._open:
+            os.close(self._open.pop())
 
-    def begin(self, run: Run, places: Sequence[int]) -> list[Future[list[Row]]]:
+    def begin(self, run: Run, places: Sequence[int]) -> list[Waiting]:
         """Begin to read the regular files at some places of a run.
 
-        Returns lists of rows, all in the order of the places; `IntegrityError` for a
-        file that changes or vanishes meanwhile.
+        Each of what is returned waits for some rows, all in the order of the places;
+        it raises `IntegrityError` for a file that changed or vanished meanwhile.
         """
-        stats, begun, small = run.stats, [], []
+        begun: list[Waiting] = []
+        small: list[int] = []
         for place in places:
-            if stats[place].st_size <= WHOLE:
+            status = run.stats[place]
+            if status.st_size <= WHOLE:
                 small.append(place)
                 continue
             if small:
                 begun.append(self._submit(run, small))
                 small = []
-            begun.append(self._submit(run, [place]))
+            full = status.st_blocks * 512 >= status.st_size
+            large = full and status.st_size >= _LARGE
+            begin = self._submit_parts if large else self._submit
+            begun.append(begin(run, [place]))
         if small:
             begun.append(self._submit(run, small))
         return begun
 
-    def _submit(self, run: Run, places: Sequence[int]) -> Future[list[Row]]:
+    def _submit_parts(self, run: Run, places: Sequence[int]) -> Waiting:
+        """Let every thread read a part of one file, which has no holes."""
+        found = run.found(places[0])
+        size = found.stat.st_size
+        step = -(-size // READERS // BLOCK) * BLOCK
+        handle = open_file(found)
+        if handle < 0:
+            raise gone(found.path)
+        self._open.add(handle)
+        parts = [
+            self._pool.submit(digest_blocks, handle, start, min(start + step, size))
+            for start in range(0, size, step)
+        ]
+
+        def rows() -> list[Row]:
+            try:
+                read = [part.result() for part in parts]
+                xattrs = read_xattrs(handle)
+            finally:
+                self._close(handle)
+            if sum(length for length, _ in read) != size:
+                raise changed(found.path)
+            digest = join_blocks([*chain.from_iterable(blocks for _, blocks in read)])
+            common = common_fields(found.path, FILE, self._owners, xattrs, found.stat)
+            return [(*common, size, digest)]
+
+        return rows
+
+    def _submit(self, run: Run, places: Sequence[int]) -> Waiting:
         # The walk closes its handle when it goes on.
         later = run._replace(parent=os.dup(run.parent))
-        return self._pool.submit(self._read, later, places)
+        self._open.add(later.parent)
+        return self._pool.submit(self._read, later, places).result
 
     def _read(self, run: Run, places: Sequence[int]) -> list[Row]:
         try:
@@ -70,7 +113,11 @@ class ReadingBack:
                         rows[number] = file_row(found, self._owners, buffer)
             return rows  # type: ignore[return-value] # none is None now
         finally:
-            os.close(run.parent)
+            self._close(run.parent)
+
+    def _close(self, handle: int) -> None:
+        self._open.discard(handle)
+        os.close(handle)
 
     def _read_small(self, run: Run, places: Sequence[int]) -> list[Row | None]:
         """Return the rows of files that are as simple as most are."""

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from blake3 import blake3
+
 from lobstertrap.repository.batch import settled
 from lobstertrap.repository.chunker import BUFFER, Chunker
-from lobstertrap.repository.digest import ContentDigest
+from lobstertrap.repository.digest import BLOCK, ContentDigest
 from lobstertrap.repository.entry import (
     BLOCK_DEVICE,
     CHARACTER_DEVICE,
@@ -171,6 +173,26 @@ def digest_file(handle: int, status: Status, buffer: memoryview) -> Part:
             return Part(position, digest.finish())
     digest.zeros(size - position)
     return Part(size, digest.finish())
+
+
+def digest_blocks(handle: int, start: int, end: int) -> tuple[int, list[bytes]]:
+    """Return how much of a part was read, and the BLAKE3s of its blocks.
+
+    `start` is a multiple of the block; less is read of a file that has shrunk.
+    """
+    buffer = memoryview(bytearray(BLOCK))
+    position, blocks = start, []
+    while position < end:
+        filled, view = 0, buffer[: min(BLOCK, end - position)]
+        while filled < len(view) and (
+            count := os.preadv(handle, [view[filled:]], position + filled)
+        ):
+            filled += count
+        blocks.append(blake3(view[:filled]).digest())
+        position += filled
+        if filled < len(view):
+            break
+    return position - start, blocks
 
 
 def _pieces(

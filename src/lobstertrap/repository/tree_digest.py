@@ -86,7 +86,7 @@ def file_row(found: Found, owners: Owners, buffer: memoryview) -> Row:
     """
     handle = open_file(found)
     if handle < 0:
-        _vanished(found.path)
+        raise gone(found.path)
     size = found.stat.st_size
     try:
         if size <= WHOLE:  # most files: no buffer, no extents
@@ -99,10 +99,20 @@ def file_row(found: Found, owners: Owners, buffer: memoryview) -> Row:
     finally:
         os.close(handle)
     if length != size:
-        raise IntegrityError(f"{shown(found.path)} changed while it was read")
+        raise changed(found.path)
     common = common_fields(found.path, FILE, owners, xattrs, found.stat)
     return (*common, size, digest)
 
 
+def changed(path: bytes) -> IntegrityError:
+    """Return the error for a file that was not left alone."""
+    return IntegrityError(f"{shown(path)} changed while it was read")
+
+
+def gone(path: bytes) -> IntegrityError:
+    """Return the error for a file that is not there any more."""
+    return IntegrityError(f"{shown(path)} vanished while it was read")
+
+
 def _vanished(path: bytes) -> None:
-    raise IntegrityError(f"{shown(path)} vanished while it was read")
+    raise gone(path)

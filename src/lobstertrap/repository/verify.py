@@ -7,7 +7,6 @@ import stat as st
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import chain, islice
 
@@ -35,7 +34,7 @@ from lobstertrap.repository.entry import (
 )
 from lobstertrap.repository.exclude import Exclude
 from lobstertrap.repository.parent import Parent
-from lobstertrap.repository.reading_back import ReadingBack
+from lobstertrap.repository.reading_back import ReadingBack, Waiting
 from lobstertrap.repository.scan import Found, Run, walk_runs
 from lobstertrap.repository.snapshot import Owners
 from lobstertrap.repository.status import Status
@@ -109,7 +108,7 @@ class _Compared:
     real: list[Row | None]
     later: list[int]
     """Places of what is still being read."""
-    reading: Sequence[Future[list[Row]]] = ()
+    reading: Sequence[Waiting] = ()
 
 
 class _Checker:
@@ -203,7 +202,7 @@ class _Checker:
 
     def _judge(self, compared: _Compared) -> Iterator[Row]:
         """Yield the rows of the disk of what was compared, and note what is wrong."""
-        read = chain.from_iterable(future.result() for future in compared.reading)
+        read = chain.from_iterable(waiting() for waiting in compared.reading)
         for place, row in zip(compared.later, read, strict=True):
             compared.real[place] = row
         for row, real in zip(compared.rows, compared.real, strict=True):
