@@ -77,12 +77,8 @@ def test_a_file_that_is_gone_is_named(root: int, name: bytes) -> None:
     run = only_run(root)
     os.unlink(name, dir_fd=root)
 
-    with (
-        ReadingBack(OWNERS) as reading,
-        pytest.raises(IntegrityError, match="vanished"),
-    ):
-        for waiting in reading.begin(run, [run.names.index(name)]):
-            waiting()
+    with ReadingBack(OWNERS) as reading, pytest.raises(IntegrityError, match="vanish"):
+        _ = [waiting() for waiting in reading.begin(run, [run.names.index(name)])]
 
 
 def test_what_nobody_waits_for_leaves_no_handle(root: int) -> None:
