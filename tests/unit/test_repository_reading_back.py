@@ -89,3 +89,18 @@ def test_what_nobody_waits_for_leaves_no_handle(root: int) -> None:
         reading.begin(run, range(len(run.paths)))
 
     assert open_handles() == handles
+
+
+def test_a_directory_of_many_files_is_opened_once(tmp_path: Path) -> None:
+    for number in range(100):
+        (tmp_path / f"{number}").write_bytes(b"x" * 70_000)
+    root = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+
+    try:
+        with ReadingBack(OWNERS) as reading:
+            (waiting,) = reading.begin(only_run(root), range(100))
+            rows = waiting()
+    finally:
+        os.close(root)
+
+    assert len(rows) == len({row[0] for row in rows}) == 100

@@ -23,7 +23,7 @@ from lobstertrap.repository.tree_digest import changed, file_row, gone
 READERS = 2
 _BUFFER = 1 << 20
 _LARGE = 32 << 20
-"""Bytes from which on a file is read by all threads."""
+"""Bytes that one thread reads in a row; a file of as many is read by all threads."""
 
 Waiting = Callable[[], list[Row]]
 
@@ -51,26 +51,26 @@ class ReadingBack:
         it raises `IntegrityError` for a file that changed or vanished meanwhile.
         """
         begun: list[Waiting] = []
-        small: list[int] = []
+        few: list[int] = []
+        total = 0
         for place in places:
             status = run.stats[place]
-            if status.st_size <= WHOLE:
-                small.append(place)
-                continue
-            if small:
-                begun.append(self._submit(run, small))
-                small = []
             full = status.st_blocks * 512 >= status.st_size
-            large = full and status.st_size >= _LARGE
-            begin = self._submit_parts if large else self._submit
-            begun.append(begin(run, [place]))
-        if small:
-            begun.append(self._submit(run, small))
+            if few and total + status.st_size > _LARGE:
+                begun.append(self._submit(run, few))
+                few, total = [], 0
+            if full and status.st_size >= _LARGE:
+                begun.append(self._submit_parts(run, place))
+                continue
+            few.append(place)
+            total += status.st_size
+        if few:
+            begun.append(self._submit(run, few))
         return begun
 
-    def _submit_parts(self, run: Run, places: Sequence[int]) -> Waiting:
+    def _submit_parts(self, run: Run, place: int) -> Waiting:
         """Let every thread read a part of one file, which has no holes."""
-        found = run.found(places[0])
+        found = run.found(place)
         size = found.stat.st_size
         step = -(-size // READERS // BLOCK) * BLOCK
         handle = open_file(found)
@@ -120,21 +120,24 @@ class ReadingBack:
         os.close(handle)
 
     def _read_small(self, run: Run, places: Sequence[int]) -> list[Row | None]:
-        """Return the rows of files that are as simple as most are."""
-        stats = [run.stats[place] for place in places]
-        device = stats[0].st_dev
-        if stats[0].st_size > WHOLE or any(s.st_dev != device for s in stats):
-            return [None] * len(places)
-        names = [run.names[place] for place in places]
-        contents = read_files(run.parent, names, [*map(mark_of, stats)], device)
+        """Return the rows of files that are as simple as most are, None for others."""
+        stats, device = run.stats, run.stats[places[0]].st_dev
+        small = [
+            place
+            for place in places
+            if stats[place].st_size <= WHOLE and stats[place].st_dev == device
+        ]
+        names = [run.names[place] for place in small]
+        marks = [mark_of(stats[place]) for place in small]
+        contents = read_files(run.parent, names, marks, device)
         owners, paths = self._owners, run.paths
-        return [
-            (
-                *common_fields(paths[place], FILE, owners, None, status),
+        found = {
+            place: (
+                *common_fields(paths[place], FILE, owners, None, stats[place]),
                 len(data),
                 blake3(data).digest(),
             )
+            for place, data in zip(small, contents, strict=True)
             if data is not None
-            else None
-            for place, status, data in zip(places, stats, contents, strict=True)
-        ]
+        }
+        return [found.get(place) for place in places]

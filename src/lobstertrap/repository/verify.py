@@ -43,6 +43,9 @@ from lobstertrap.repository.tree_digest import disk_row
 _AHEAD = 4
 """Directories, or parts of them, that are read while an earlier one is compared."""
 
+_READING = 64
+"""Readings ahead: each has a file or a directory open."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Verdict:
@@ -141,7 +144,7 @@ class _Checker:
         for found in disk:
             run = found if isinstance(found, Run) else _alone(found)
             begun.append(self._begin(run, expected.joined(run.paths), found))
-            if len(begun) > _AHEAD:
+            while len(begun) > _AHEAD or sum(len(c.reading) for c in begun) > _READING:
                 yield from self._judge(begun.popleft())
         for compared in begun:
             yield from self._judge(compared)
