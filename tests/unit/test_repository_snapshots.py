@@ -26,10 +26,12 @@ from lobstertrap.repository import (
     Repository,
     Snapshot,
     restore,
+    system,
     take_snapshot,
     verify,
 )
 from lobstertrap.repository.directories import temporary_name
+from lobstertrap.repository.reading import FileReader
 from lobstertrap.repository.reading_back import ReadingBack
 from lobstertrap.repository.snapshot import SnapshotName
 from lobstertrap.repository.tree import read_entries
@@ -206,20 +208,18 @@ def test_a_socket_is_left_out_and_named(repo: Repository, tmp_path: Path) -> Non
     bring_back(repo, snapshot, tmp_path / "out")
 
 
-def test_an_unchanged_tree_is_not_read_again_and_adds_nothing(tmp_path: Path) -> None:
+def test_an_unchanged_tree_adds_nothing(tmp_path: Path) -> None:
     store = BrokenStore(MemoryStore())
     repo = new_repository(store)
     make_everything(tmp_path / "in")
     first = snap(repo, tmp_path / "in")
     os.utime(tmp_path / "in" / "db.sqlite", ns=(1, 1))
-    before = (tmp_path / "in" / "large.bin").stat().st_atime_ns
 
     second = snap(repo, tmp_path / "in")
 
     assert second.new_bytes == 0
     assert second.uploaded_bytes < 20_000
     assert second.tree_digest != first.tree_digest
-    assert (tmp_path / "in" / "large.bin").stat().st_atime_ns == before
     assert second.tree_digest == tree_digest({"state": tmp_path / "in"}, OWNERS)
 
 
@@ -301,6 +301,53 @@ def test_the_cache_does_not_grow_for_ever(
 
     kept = [p.name for p in (tmp_path / "cache").rglob("*") if "snapshots" in p.name]
     assert len(kept) == 2  # the last, and the one before: gone since
+
+
+def test_only_what_changed_is_read_among_what_did_not(
+    repo: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(300):
+        (tmp_path / f"{number:03}").write_text(f"{number}")
+    snap(repo, tmp_path)
+    (tmp_path / "150").write_text("changed")
+    (tmp_path / "150 new").write_text("new")
+    (tmp_path / "zz").write_text("behind all that was there")
+    one, several, read = FileReader.read, FileReader.read_together, []
+    monkeypatch.setattr(
+        FileReader,
+        "read",
+        lambda self, found, **more: read.append(found.path) or one(self, found, **more),
+    )
+    monkeypatch.setattr(
+        FileReader,
+        "read_together",
+        lambda self, run, start, stop: (
+            read.extend(run.paths[start:stop]) or several(self, run, start, stop)
+        ),
+    )
+
+    second = snap(repo, tmp_path)
+
+    assert read == [b"state/150", b"state/150 new", b"state/zz"]
+    assert second.files == 302
+
+
+def test_a_restore_is_on_the_disk_when_it_returns(
+    repo: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_everything(tmp_path / "in")
+    snapshot = snap(repo, tmp_path / "in")
+    real, synced = system.sync_file_system, []
+
+    def sync(handle: int) -> None:
+        real(handle)
+        synced.append(describe(tmp_path / "out"))
+
+    monkeypatch.setattr(system, "sync_file_system", sync)
+
+    bring_back(repo, snapshot, tmp_path / "out")
+
+    assert synced == [describe(tmp_path / "in")]  # after all was written
 
 
 @pytest.mark.parametrize("cache", ["cache", None])
