@@ -18,7 +18,6 @@ give them.
 import argparse
 import functools
 import getpass
-import hashlib
 import itertools
 import json
 import os
@@ -33,10 +32,12 @@ import zstandard
 from blake3 import blake3
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
-HEADER = 24
+COSTS = ("iterations", "lanes", "memory_cost", "n", "r", "p")
+HEADER, MEBIBYTE = 24, 1 << 20
 TRAILER_PART = 2**96 - 1
-MEBIBYTE = 1 << 20
 REGULAR, DIRECTORY, SYMLINK, FIFO, HARD_LINK, CHARACTER, BLOCK = range(7)
 SPECIAL = {FIFO: stat.S_IFIFO, CHARACTER: stat.S_IFCHR, BLOCK: stat.S_IFBLK}
 
@@ -55,17 +56,16 @@ def master_key(config, passphrase):
         raise Damaged("a newer Lobster Trap wrote this repository")
     identity = bytes.fromhex(config["id"])
     for slot in config["slots"]:
-        if slot["kind"] != "scrypt":
+        if slot["kind"] not in ("argon2id", "scrypt"):
             continue
-        cost = {name: slot[name] for name in ("n", "r", "p")}
-        memory = 128 * cost["n"] * cost["r"]
-        if memory > 1 << 30 or cost["p"] > 16:
+        cost = {name: slot[name] for name in COSTS if name in slot}
+        memory = cost.get("memory_cost", 0) << 10 or 128 * cost["n"] * cost["r"]
+        if memory > 1 << 30 or max(cost.get("p", 1), cost.get("iterations", 1)) > 16:
             raise Damaged("a key slot asks for too much memory")
         salt, wrapped = bytes.fromhex(slot["salt"]), bytes.fromhex(slot["wrapped"])
-        kek = hashlib.scrypt(
-            passphrase.encode(), salt=salt, dklen=32, maxmem=2 * memory, **cost
-        )
-        bound = b"lobstertrap slot 1\0" + identity + b"scrypt"
+        kdf = Scrypt if slot["kind"] == "scrypt" else Argon2id
+        kek = kdf(salt=salt, length=32, **cost).derive(passphrase.encode())
+        bound = b"lobstertrap slot 1\0" + identity + slot["kind"].encode()
         try:
             master = AESGCM(kek).decrypt(bytes(12), wrapped, bound)
         except InvalidTag:

@@ -12,10 +12,17 @@ import tempfile
 from pathlib import Path
 
 from lobstertrap.redaction import SecretValue
-from lobstertrap.repository import Owners, Repository, ScryptCost, take_snapshot
+from lobstertrap.repository import Owners, Repository, take_snapshot
+from lobstertrap.repository.derivation import ScryptCost
+from lobstertrap.repository.keyring import add_key
 from lobstertrap.stores.directory import DirectoryStore
 
 PASSPHRASE = "golden"
+"""Of a slot of the kind `scrypt`, which was the only one."""
+
+SECOND = "golden too"
+"""Of a slot of the kind `argon2id`, added to the same config later."""
+
 NOON = 1_700_000_000
 
 
@@ -71,6 +78,7 @@ def main(out: Path) -> None:
     repo = Repository.create(
         store, SecretValue(PASSPHRASE), cost=ScryptCost(n=16, r=8, p=1)
     )
+    add_key(repo, SecretValue(SECOND), label="second")
     owners = Owners(local=(os.getuid(), os.getgid()), canonical=(1000, 1000))
     expected = []
     with tempfile.TemporaryDirectory() as name:

@@ -9,8 +9,8 @@ import pytest
 
 from lobstertrap.errors import AccessDenied, NotFound
 from lobstertrap.redaction import SecretValue
-from lobstertrap.repository import Repository, derivation
-from lobstertrap.repository.derivation import ScryptCost, scrypt
+from lobstertrap.repository import Repository
+from lobstertrap.repository.derivation import Argon2Cost, ScryptCost
 from lobstertrap.repository.keyring import add_key, list_keys, remove_key
 from lobstertrap.stores.base import StoredObject
 from lobstertrap.stores.memory import MemoryStore
@@ -25,11 +25,13 @@ def derived(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """The salts that a key was derived for, in order."""
     salts: list[bytes] = []
 
-    def count(passphrase: SecretValue, salt: bytes, cost: ScryptCost) -> bytes:
-        salts.append(salt)
-        return scrypt(passphrase, salt, cost)
+    derive = Argon2Cost.derive
 
-    monkeypatch.setattr(derivation, "scrypt", count)
+    def count(cost: Argon2Cost, passphrase: bytes, salt: bytes) -> bytes:
+        salts.append(salt)
+        return derive(cost, passphrase, salt)
+
+    monkeypatch.setattr(Argon2Cost, "derive", count)
     return salts
 
 
@@ -81,8 +83,9 @@ def test_what_is_remembered_is_a_salt_and_a_cost_and_no_more(tmp_path: Path) -> 
 
     text = remembered(tmp_path).read_text()
 
-    assert json.loads(text) == {name: slot[name] for name in ("salt", "n", "r", "p")}
-    kek = scrypt(OLD, bytes.fromhex(slot["salt"]), CHEAP)
+    known = ("kind", "salt", "iterations", "lanes", "memory_cost")
+    assert json.loads(text) == {name: slot[name] for name in known}
+    kek = CHEAP.derive(KEY.encode(), bytes.fromhex(slot["salt"]))
     for secret in (KEY, slot["wrapped"], repo.keys.master.hex(), kek.hex()):
         assert secret not in text
 
@@ -136,6 +139,12 @@ def test_another_repository_at_the_same_place_is_opened(tmp_path: Path) -> None:
     assert remembered(tmp_path).read_text() != before
 
 
+def argon2(salt: str, iterations: int, memory: int) -> str:
+    """Return what might be remembered."""
+    cost = f'"iterations": {iterations}, "lanes": 1, "memory_cost": {memory}'
+    return f'{{"kind": "argon2id", "salt": {salt}, {cost}}}'
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -143,10 +152,17 @@ def test_another_repository_at_the_same_place_is_opened(tmp_path: Path) -> None:
         "no json",
         "[]",
         "{}",
-        '{"salt": "zz", "n": 16, "r": 1, "p": 2}',
-        '{"salt": "00", "n": 1e400, "r": 1, "p": 2}',
-        '{"salt": "00", "n": 17, "r": 1, "p": 2}',
-        f'{{"salt": "00", "n": {1 << 40}, "r": 8, "p": 2}}',
+        '{"salt": "00", "n": 16, "r": 1, "p": 2}',
+        '{"kind": "of tomorrow", "salt": "00"}',
+        '{"kind": "scrypt", "salt": "zz", "n": 16, "r": 1, "p": 2}',
+        '{"kind": "scrypt", "salt": "00", "n": 1e400, "r": 1, "p": 2}',
+        '{"kind": "scrypt", "salt": "00", "n": 17, "r": 1, "p": 2}',
+        f'{{"kind": "scrypt", "salt": "00", "n": {1 << 40}, "r": 8, "p": 2}}',
+        argon2('"00"', 1, 8),
+        argon2(f'"{"00" * 32}"', 1, 7),
+        argon2(f'"{"00" * 32}"', -1, 8),
+        argon2(f'"{"00" * 32}"', 1, 1 << 40),
+        argon2(f'"{"00" * 32}"', 1 << 40, 8),
         "[" * 5000,
     ],
 )
@@ -183,3 +199,33 @@ def test_the_name_says_nothing_of_the_place(tmp_path: Path) -> None:
     digest = hashlib.sha256(store.url.encode()).hexdigest()[:32]
 
     assert remembered(tmp_path).name == f"slot-{digest}"
+
+
+def test_keys_are_those_of_the_standards() -> None:
+    # test.c of the reference implementation of Argon2; RFC 7914, section 12
+    argon2 = Argon2Cost(memory_cost=1 << 8).derive(b"password", b"somesalt")
+    scrypt = ScryptCost(n=1 << 14, r=8, p=1).derive(b"pleaseletmein", b"SodiumChloride")
+
+    assert argon2.hex() == (
+        "9dfeb910e80bad0311fee20f9c0e2b12c17987b4cac90c2ef54d5b3021c68bfe"
+    )
+    assert scrypt.hex() == (
+        "7023bdcb3afd7348461c06cd81fd38ebfda8fbba904f8e3ea9b543f6545da1f2"
+    )
+
+
+@pytest.mark.parametrize(
+    "cost",
+    [
+        Argon2Cost(memory_cost=(1 << 20) + 1),
+        Argon2Cost(iterations=17),
+        Argon2Cost(lanes=17),
+        ScryptCost(n=1 << 20, r=16, p=1),
+        ScryptCost(n=16, r=1, p=17),
+    ],
+)
+def test_no_slot_costs_more_than_a_reader_allows(
+    cost: Argon2Cost | ScryptCost,
+) -> None:
+    with pytest.raises(ValueError, match="unreasonable"):
+        cost.derive(b"passphrase", bytes(32))

@@ -10,17 +10,17 @@ import pytest
 from lobstertrap.redaction import SecretValue
 from lobstertrap.repository import Owners, Repository, restore, take_snapshot
 from lobstertrap.stores.directory import DirectoryStore
-from tests.golden.make_v1 import PASSPHRASE, contents
+from tests.golden.make_v1 import PASSPHRASE, SECOND, contents
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 OWNERS = Owners(local=(os.getuid(), os.getgid()), canonical=(1000, 1000))
 
 
-@pytest.fixture
-def repo(tmp_path: Path) -> Repository:
+@pytest.fixture(params=[PASSPHRASE, SECOND])
+def repo(tmp_path: Path, request: pytest.FixtureRequest) -> Repository:
     bucket = tmp_path / "bucket"
     shutil.copytree(GOLDEN / "v1" / "bucket", bucket)
-    return Repository.open(DirectoryStore(bucket), SecretValue(PASSPHRASE))
+    return Repository.open(DirectoryStore(bucket), SecretValue(request.param))
 
 
 def test_version_1_is_restored(repo: Repository, tmp_path: Path) -> None:

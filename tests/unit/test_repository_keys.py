@@ -110,7 +110,7 @@ def test_slots_of_unknown_kinds_stay() -> None:
 
     slots = json.loads(store.get("repository/config").data)["slots"]
     assert slots[1] == {"kind": "of tomorrow", "id": "00112233", "more": [1]}
-    assert [s.kind for s in list_keys(repo)] == ["scrypt", "of tomorrow", "scrypt"]
+    assert [s.kind for s in list_keys(repo)] == ["argon2id", "of tomorrow", "argon2id"]
 
 
 def test_a_key_that_is_added_at_the_same_time_is_not_lost() -> None:

@@ -17,7 +17,7 @@ from lobstertrap.redaction import SecretValue
 from lobstertrap.repository import Owners, Repository, Snapshot, take_snapshot
 from lobstertrap.stores.directory import DirectoryStore
 from tests.fixtures.trees import KEY, describe, later, make_everything, new_repository
-from tests.golden.make_v1 import PASSPHRASE, contents
+from tests.golden.make_v1 import PASSPHRASE, SECOND, contents
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "v1"
 READER = Path(__file__).parents[2] / "docs" / "restore_without_lobstertrap.py"
@@ -86,13 +86,14 @@ def test_everything_comes_back_without_lobstertrap(
     assert (tmp_path / "out" / "state" / "hole").stat().st_blocks == 0
 
 
-def test_golden_repositories_are_restored(tmp_path: Path) -> None:
+@pytest.mark.parametrize("passphrase", [PASSPHRASE, SECOND])
+def test_golden_repositories_are_restored(tmp_path: Path, passphrase: str) -> None:
     bucket = GOLDEN / "bucket"
     expected = json.loads((GOLDEN / "expected.json").read_text())
 
     for number, known in enumerate(expected):
         out = tmp_path / str(number)
-        result = read(bucket, known["id"], out, key=PASSPHRASE)
+        result = read(bucket, known["id"], out, key=passphrase)
 
         assert (result.returncode, result.stderr) == (0, "")
         assert contents(out / "state") == known["contents"]

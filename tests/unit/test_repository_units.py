@@ -19,7 +19,7 @@ from lobstertrap.repository.chunker import (
     Chunker,
 )
 from lobstertrap.repository.crypto import Keys
-from lobstertrap.repository.derivation import Derivation, ScryptCost
+from lobstertrap.repository.derivation import Derivation
 from lobstertrap.repository.digest import BLOCK, ContentDigest, content_digest
 from lobstertrap.repository.entry import content_items, cut_content
 from lobstertrap.repository.exclude import Exclude
@@ -329,7 +329,7 @@ def test_slots_of_unknown_kinds_are_passed_over() -> None:
     new_repository(store)
     body = json.loads(store.get("repository/config").data)
     body["slots"].insert(0, {"kind": "x25519", "anything": [1]})
-    body["slots"].insert(0, {"kind": "scrypt", "n": "broken"})
+    body["slots"].insert(0, {"kind": "argon2id", "memory_cost": "broken"})
     store.put("repository/config", json.dumps(body).encode())
 
     assert Repository.open(store, SecretValue(KEY))
@@ -337,12 +337,12 @@ def test_slots_of_unknown_kinds_are_passed_over() -> None:
 
 def test_a_slot_costs_no_more_than_a_reader_allows() -> None:
     slot = make_slot(KEYS.master, SecretValue(KEY), CHEAP, label="x")
-    config = Config(id=KEYS.repository_id, slots=({**slot, "n": 1 << 40},))
+    config = Config(id=KEYS.repository_id, slots=({**slot, "memory_cost": 1 << 40},))
 
     with pytest.raises(AccessDenied):
         config.unlock(Derivation(SecretValue(KEY)))
     with pytest.raises(InvalidInput, match="empty"):
-        make_slot(KEYS.master, SecretValue(""), ScryptCost(), label="x")
+        make_slot(KEYS.master, SecretValue(""), CHEAP, label="x")
 
 
 def test_a_newer_repository_is_refused_with_a_hint() -> None:

@@ -17,26 +17,26 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lobstertrap.repository.archiver import take_snapshot
-    from lobstertrap.repository.derivation import ScryptCost
+    from lobstertrap.repository.derivation import Argon2Cost
     from lobstertrap.repository.repository import Repository
     from lobstertrap.repository.restorer import RestoreResult, restore
     from lobstertrap.repository.snapshot import Owners, Snapshot
 
 __all__ = [
+    "Argon2Cost",
     "Owners",
     "Repository",
     "RestoreResult",
-    "ScryptCost",
     "Snapshot",
     "restore",
     "take_snapshot",
 ]
 
 _HOMES = {
+    "Argon2Cost": "derivation",
     "Owners": "snapshot",
     "Repository": "repository",
     "RestoreResult": "restorer",
-    "ScryptCost": "derivation",
     "Snapshot": "snapshot",
     "restore": "restorer",
     "take_snapshot": "archiver",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from lobstertrap.errors import Conflict, InvalidInput, NotFound, Refused, Unavailable
 from lobstertrap.redaction import SecretValue
-from lobstertrap.repository.derivation import ScryptCost
+from lobstertrap.repository.derivation import Argon2Cost, Cost
 from lobstertrap.repository.format import CONFIG_KEY, MAX_CONFIG
 from lobstertrap.repository.repository import Repository
 from lobstertrap.repository.slots import (
@@ -49,12 +49,12 @@ def add_key(
     passphrase: SecretValue,
     *,
     label: str,
-    cost: ScryptCost | None = None,
+    cost: Cost | None = None,
 ) -> KeySlot:
     """Let `passphrase` open the repository too."""
     if not label.strip() or len(label) > _MAX_LABEL or not label.isprintable():
         raise InvalidInput(f"a key's label is 1 to {_MAX_LABEL} printable characters")
-    slot = make_slot(repo.keys.master, passphrase, cost or ScryptCost(), label=label)
+    slot = make_slot(repo.keys.master, passphrase, cost or Argon2Cost(), label=label)
 
     def add(config: Config) -> Config:
         changed = replace(config, slots=(*config.slots, slot))

@@ -21,7 +21,7 @@ from lobstertrap.redaction import SecretValue
 from lobstertrap.repository.blobs import BlobReader
 from lobstertrap.repository.cache import ObjectCache
 from lobstertrap.repository.crypto import Keys, open_object, seal_object
-from lobstertrap.repository.derivation import Derivation, ScryptCost
+from lobstertrap.repository.derivation import Argon2Cost, Cost, Derivation
 from lobstertrap.repository.format import (
     CONDEMNED_PREFIX,
     CONFIG_KEY,
@@ -76,7 +76,7 @@ class Repository:
         store: ObjectStore,
         passphrase: SecretValue,
         *,
-        cost: ScryptCost | None = None,
+        cost: Cost | None = None,
         begun: Derivation | None = None,
     ) -> Repository:
         """Make a repository, or open the one that is there, as `open` does.
@@ -89,7 +89,7 @@ class Repository:
         except NotFound:
             keys = Keys.from_master(secrets.token_bytes(32))
         slot = make_slot(
-            keys.master, passphrase, cost or ScryptCost(), label="passphrase"
+            keys.master, passphrase, cost or Argon2Cost(), label="passphrase"
         )
         config = Config(id=keys.repository_id, slots=(slot,))
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from cryptography.exceptions import InvalidTag
@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from lobstertrap.errors import AccessDenied, IntegrityError, InvalidInput
 from lobstertrap.redaction import SecretValue
 from lobstertrap.repository.crypto import repository_id
-from lobstertrap.repository.derivation import Derivation, ScryptCost, scrypt
+from lobstertrap.repository.derivation import Cost, Derivation, kind_of, parse_cost
 from lobstertrap.repository.format import MAX_CONFIG, VERSION, newer
 
 _FORMAT = "lobstertrap repository"
@@ -95,23 +95,21 @@ def parse_config(data: bytes) -> Config:
 
 
 def make_slot(
-    master: bytes, passphrase: SecretValue, cost: ScryptCost, *, label: str
+    master: bytes, passphrase: SecretValue, cost: Cost, *, label: str
 ) -> dict[str, Any]:
     """Wrap `master` so that `passphrase` opens it."""
     if not passphrase.reveal():
         raise InvalidInput(
             "the repository key is empty", hint="generate one: openssl rand -hex 32"
         )
-    salt = secrets.token_bytes(32)
-    kek = scrypt(passphrase, salt, cost)
-    aad = _slot_aad(repository_id(master), "scrypt")
+    salt, kind = secrets.token_bytes(32), kind_of(cost)
+    kek = Derivation(passphrase).key(salt, cost)
+    aad = _slot_aad(repository_id(master), kind)
     return {
-        "kind": "scrypt",
+        "kind": kind,
         "id": secrets.token_hex(8),
         "label": label,
-        "n": cost.n,
-        "r": cost.r,
-        "p": cost.p,
+        **asdict(cost),
         "salt": salt.hex(),
         "wrapped": AESGCM(kek).encrypt(bytes(12), master, aad).hex(),
     }
@@ -119,31 +117,30 @@ def make_slot(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Slot:
-    """A slot of the kind `scrypt`."""
+    """A slot that a passphrase opens."""
 
     salt: bytes
-    cost: ScryptCost
+    cost: Cost
     wrapped: bytes
 
     @classmethod
     def parse(cls, slot: dict[str, Any]) -> _Slot | None:
-        """Return None for one of another kind, or that makes no sense."""
-        if slot.get("kind") != "scrypt":
-            return None
+        """Return None for one of a kind that is not known, or that makes no sense."""
         try:
-            return cls(
-                salt=bytes.fromhex(slot["salt"]),
-                cost=ScryptCost(n=int(slot["n"]), r=int(slot["r"]), p=int(slot["p"])),
-                wrapped=bytes.fromhex(slot["wrapped"]),
-            )
+            cost = parse_cost(slot)
+            salt = bytes.fromhex(slot["salt"])
+            wrapped = bytes.fromhex(slot["wrapped"])
         except (ValueError, TypeError, KeyError, OverflowError):
             return None
+        if cost is None:
+            return None
+        return cls(salt=salt, cost=cost, wrapped=wrapped)
 
     def unwrap(self, identity: bytes, derivation: Derivation) -> bytes | None:
         """Return the master key, or None when it is not the right passphrase."""
         try:
             kek = derivation.key(self.salt, self.cost)
-            aad = _slot_aad(identity, "scrypt")
+            aad = _slot_aad(identity, kind_of(self.cost))
             master = AESGCM(kek).decrypt(bytes(12), self.wrapped, aad)
         except (InvalidTag, ValueError, OverflowError):
             return None
