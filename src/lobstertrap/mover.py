@@ -11,6 +11,7 @@ beside that.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -42,6 +43,8 @@ PROGRESS_INTERVAL = 0.2
 IDLE_SECONDS = 1800.0
 """After so long without a request a mover that stays goes."""
 _MAX_REQUEST = 1 << 20
+_COLLECT_AFTER = 50_000
+"""New objects until cycles are looked for: the engine makes many objects and none."""
 _MAX_LOCKS = 253  # more the kernel does not pass on at once
 
 
@@ -73,6 +76,7 @@ class Output:
 
 def main() -> int:
     """Run one request and return the exit status."""
+    gc.set_threshold(_COLLECT_AFTER)
     output = Output(sys.stdout.fileno())
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, partial(_stop, output))

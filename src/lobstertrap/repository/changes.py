@@ -10,8 +10,7 @@ from lobstertrap.repository.browse import Tree, size_of
 from lobstertrap.repository.diff import Change, Kind, diff
 from lobstertrap.repository.entry import DIRECTORY, PATH, TYPE
 from lobstertrap.repository.repository import Repository
-from lobstertrap.repository.retention import PRE_COPY
-from lobstertrap.repository.snapshot import Snapshot
+from lobstertrap.repository.snapshot import PRE_COPY, Snapshot
 
 TOP = 10
 """How many paths are named."""

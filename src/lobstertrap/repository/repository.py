@@ -39,9 +39,13 @@ from lobstertrap.repository.format import (
     pack_key,
 )
 from lobstertrap.repository.index import Index, IndexTable
-from lobstertrap.repository.retention import ROLLED_BACK
 from lobstertrap.repository.slots import Config, make_slot, parse_config
-from lobstertrap.repository.snapshot import Snapshot, SnapshotName, decode_snapshot
+from lobstertrap.repository.snapshot import (
+    ROLLED_BACK,
+    Snapshot,
+    SnapshotName,
+    decode_snapshot,
+)
 from lobstertrap.repository.writer import BlobWriter
 from lobstertrap.stores.base import ObjectInfo, ObjectStore
 

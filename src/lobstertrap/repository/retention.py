@@ -7,13 +7,7 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 
 from lobstertrap.errors import InvalidInput
-from lobstertrap.repository.snapshot import Snapshot
-
-PRE_COPY = "pre-copy"
-"""The purpose of a snapshot that only makes a migration short."""
-
-ROLLED_BACK = "rolled-back"
-"""The purpose of a snapshot of what an abandoned destination wrote."""
+from lobstertrap.repository.snapshot import PRE_COPY, Snapshot
 
 _Bucket = Callable[[datetime], tuple[int, ...]]
 _BUCKETS: tuple[tuple[str, _Bucket], ...] = (

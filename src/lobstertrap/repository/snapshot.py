@@ -26,6 +26,12 @@ Consistency = Literal["stopped", "live"]
 Raw = bytes
 """The type, in a class that has a field of that name."""
 
+PRE_COPY = "pre-copy"
+"""The purpose of a snapshot that only makes a migration short."""
+
+ROLLED_BACK = "rolled-back"
+"""The purpose of a snapshot of what an abandoned destination wrote."""
+
 _NAME = re.compile(r"(\d{14})\.([0-9a-f]{8})\.([0-9a-f]{32})")
 _LENGTH = struct.Struct("<I")
 _LAST_SECOND = 253402300800
