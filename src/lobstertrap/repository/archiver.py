@@ -203,7 +203,7 @@ class _Archiver:
             self._add_new(run)
             return
         asked = 0
-        marks = [mark_of(status) for status in run.stats]
+        marks = [*map(mark_of, run.stats)]
         while place < count:
             same = None
             if self._live is None:  # it looks at every name

@@ -29,6 +29,10 @@ class Parent:
         self._place = 0
         self._next_group()
 
+    def __bool__(self) -> bool:
+        """Say whether entries are left."""
+        return self._group is not None
+
     def match(self, path: bytes) -> Known | None:
         """Return the parent's entry called `path`; paths come in walk order."""
         if self._next_path(path) != path or self._group is None:

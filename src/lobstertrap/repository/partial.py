@@ -80,7 +80,7 @@ def restore_paths(
                     extra_allowed=True,
                     landed=Parent(iter(())),
                     trusted_before=0,
-                    on_row=lambda _: None,
+                    on_rows=lambda _: None,
                 )
             if not verdict.wrong:
                 break

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,15 @@ from lobstertrap.errors import IntegrityError, InvalidInput
 from lobstertrap.job import OnProgress, Progress
 from lobstertrap.repository.attributes import Attributes
 from lobstertrap.repository.blame import blaming
-from lobstertrap.repository.entry import FILE, SIZE, TYPE, Row, check_row, shown
+from lobstertrap.repository.entry import (
+    DIRECTORY,
+    FILE,
+    SIZE,
+    TYPE,
+    Row,
+    check_row,
+    shown,
+)
 from lobstertrap.repository.exclude import Exclude
 from lobstertrap.repository.landing import load_landing, save_landing
 from lobstertrap.repository.parent import Parent, place_of
@@ -22,13 +30,12 @@ from lobstertrap.repository.repository import Repository
 from lobstertrap.repository.scan import close_all, open_roots
 from lobstertrap.repository.snapshot import Owners, Snapshot
 from lobstertrap.repository.system import syncing, translated
-from lobstertrap.repository.tree import Known, read_entries
+from lobstertrap.repository.tree import Known, read_entries, read_rows
 from lobstertrap.repository.verify import Verdict, verify
 from lobstertrap.repository.warnings import Warnings
 
 _ROUNDS = 2
 _SHOWN = 5
-_PROGRESS_FILES = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,10 +102,7 @@ def restore(
         for last in (False, True):
             entries = checked(read_entries(repo.blob_reader(index), snapshot.branches))
             rebuild.run(entries, handles, delete_extra=delete_extra, forced=forced)
-            rows = (
-                known.row
-                for known in read_entries(repo.blob_reader(index), snapshot.branches)
-            )
+            rows = read_rows(repo.blob_reader(index), snapshot.branches)
             landed = landing.groups(repo, index) if landing else iter(())
             with syncing(handles.values()):
                 verdict = verify(
@@ -110,7 +114,7 @@ def restore(
                     extra_allowed=not delete_extra,
                     landed=Parent(landed),
                     trusted_before=int(now() * 1e9) - RACY_NS,
-                    on_row=_reporter(snapshot, on_progress),
+                    on_rows=_reporter(snapshot, on_progress),
                 )
             if not verdict.wrong and verdict.digest == snapshot.tree_digest:
                 break
@@ -178,23 +182,23 @@ def _differs(snapshot: Snapshot, verdict: Verdict) -> IntegrityError:
     )
 
 
-def _reporter(snapshot: Snapshot, on_progress: OnProgress) -> Callable[[Row], None]:
+def _reporter(
+    snapshot: Snapshot, on_progress: OnProgress
+) -> Callable[[Sequence[Row]], None]:
     files = done = 0
 
-    def on_row(row: Row) -> None:
+    def on_rows(rows: Sequence[Row]) -> None:
         nonlocal files, done
-        files += row[TYPE] != 1
-        if row[TYPE] == FILE:
-            done += row[SIZE]
-        if not files % _PROGRESS_FILES:
-            on_progress(
-                Progress(
-                    phase="verify",
-                    done_bytes=done,
-                    total_bytes=snapshot.bytes,
-                    done_files=files,
-                    total_files=snapshot.files,
-                )
+        files += sum(row[TYPE] != DIRECTORY for row in rows)
+        done += sum(row[SIZE] for row in rows if row[TYPE] == FILE)
+        on_progress(
+            Progress(
+                phase="verify",
+                done_bytes=done,
+                total_bytes=snapshot.bytes,
+                done_files=files,
+                total_files=snapshot.files,
             )
+        )
 
-    return on_row
+    return on_rows

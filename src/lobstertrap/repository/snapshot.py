@@ -50,16 +50,11 @@ class Owners:
 
     def swap(self, uid: int, gid: int) -> tuple[int, int]:
         """Return the owner on the other side."""
+        (here, group), (there, group_there) = self.local, self.canonical
         return (
-            _swap(uid, self.local[0], self.canonical[0]),
-            _swap(gid, self.local[1], self.canonical[1]),
+            there if uid == here else here if uid == there else uid,
+            group_there if gid == group else group if gid == group_there else gid,
         )
-
-
-def _swap(value: int, a: int, b: int) -> int:
-    if value == a:
-        return b
-    return a if value == b else value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

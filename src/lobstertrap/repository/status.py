@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
+from operator import attrgetter
 from typing import NamedTuple
 
 from lobstertrap.repository.entry import kept_xattr
@@ -34,15 +36,10 @@ Mark = tuple[int, int, int, int, int]
 """ctime, inode, mtime, size and number of names, as they look on a disk."""
 
 
-def mark_of(status: Status) -> Mark:
-    """Return the mark of something."""
-    return (
-        status.st_ctime_ns,
-        status.st_ino,
-        status.st_mtime_ns,
-        status.st_size,
-        status.st_nlink,
-    )
+mark_of: Callable[[Status], Mark] = attrgetter(
+    "st_ctime_ns", "st_ino", "st_mtime_ns", "st_size", "st_nlink"
+)
+"""Return the mark of something."""
 
 
 def open_quietly(name: str | bytes, parent: int) -> int:

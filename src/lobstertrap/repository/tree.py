@@ -292,6 +292,14 @@ def read_entries(
             yield Known(row, content, stat, group, place)
 
 
+def read_rows(
+    blobs: BlobReader, branches: Sequence[tuple[bytes, bytes]]
+) -> Iterator[Row]:
+    """Yield the rows of the entries of a snapshot in walk order."""
+    for group in read_groups(blobs, branches, stats=False):
+        yield from group.rows
+
+
 def read_content(
     blobs: BlobReader, row: Row, content: Content
 ) -> Iterator[tuple[bytes, int]]:

@@ -68,7 +68,7 @@ def verify(
     extra_allowed: bool,
     landed: Parent,
     trusted_before: int,
-    on_row: Callable[[Row], None],
+    on_rows: Callable[[Sequence[Row]], None],
 ) -> Verdict:
     """Compare the disk with `expected`, which comes in walk order.
 
@@ -88,7 +88,7 @@ def verify(
             extra_allowed=extra_allowed,
             landed=landed,
             trusted_before=trusted_before,
-            on_row=on_row,
+            on_rows=on_rows,
         )
         disk = _disk(handles, excludes, verdict)
         rows = checker.rows(_Expected(iter(expected)), disk)
@@ -125,14 +125,14 @@ class _Checker:
         extra_allowed: bool,
         landed: Parent,
         trusted_before: int,
-        on_row: Callable[[Row], None],
+        on_rows: Callable[[Sequence[Row]], None],
     ) -> None:
         self._owners = owners
         self._excused = excused
         self._verdict = verdict
         self._reading = reading
         self._extra_allowed = extra_allowed
-        self._on_row = on_row
+        self._on_rows = on_rows
         self._landed = landed
         self._trusted_before = trusted_before
         self._first: dict[tuple[int, int], Row] = {}
@@ -149,55 +149,51 @@ class _Checker:
         for compared in begun:
             yield from self._judge(compared)
         for row in expected.rest():
-            self._miss(row)
+            self._verdict.stats.extend((0, 0))
+            self._on_rows([row])
             yield from self._judge(_Compared([row], [None], []))
 
     def _begin(
         self, run: Run, joined: list[tuple[Row | None, int]], found: Found | Run
     ) -> _Compared:
         """Look at names beside their entries, and begin to read what has to be read."""
-        compared = _Compared([], [], [])
+        rows: list[Row] = []
+        real: list[Row | None] = []
+        noted: list[int] = []
+        later: list[int] = []
         places: list[int] = []
+        stats, before = run.stats, self._trusted_before
         for row, place in joined:
             if row is None:
-                self._tell_extra(run.paths[place], run.stats[place])
+                self._tell_extra(run.paths[place], stats[place])
                 continue
-            status = run.stats[place] if place >= 0 else None
-            real: Row | None = None
-            if status is None:
-                self._miss(row)
-            elif self._is_known(row, status):
-                real = row
-            elif st.S_ISREG(status.st_mode) and status.st_nlink == 1:
-                compared.later.append(len(compared.rows))
+            rows.append(row)
+            if place < 0:
+                real.append(None)
+                noted += (0, 0)
+                continue
+            status = stats[place]
+            ctime, inode = status.st_ctime_ns, _signed(status.st_ino)
+            noted += (ctime if ctime < before else 0, inode)
+            single = status.st_nlink == 1
+            if single and self._landed and self._has_landed(row, ctime, inode):
+                real.append(row)
+            elif single and st.S_ISREG(status.st_mode):
+                later.append(len(real))
                 places.append(place)
+                real.append(None)
             else:
                 one = run.found(place) if isinstance(found, Run) else found
-                real = disk_row(one, self._owners, self._first, self._buffer)
-            compared.rows.append(row)
-            compared.real.append(real)
-        if places:
-            compared.reading = self._reading.begin(run, places)
-        return compared
+                real.append(disk_row(one, self._owners, self._first, self._buffer))
+        self._verdict.stats.extend(noted)
+        self._on_rows(rows)
+        reading = self._reading.begin(run, places) if places else ()
+        return _Compared(rows, real, later, reading)
 
-    def _is_known(self, row: Row, status: Status) -> bool:
-        """Note how an entry looks, and say whether it was verified as it is."""
-        self._on_row(row)
+    def _has_landed(self, row: Row, ctime: int, inode: int) -> bool:
+        """Say whether an earlier restore has verified an entry as it is."""
         known = self._landed.match(row[PATH])
-        ctime, inode = status.st_ctime_ns, _signed(status.st_ino)
-        trusted = ctime if ctime < self._trusted_before else 0
-        self._verdict.stats.extend((trusted, inode))
-        return (
-            known is not None
-            and known.stat == (ctime, inode)
-            and known.row == row
-            and status.st_nlink == 1
-        )
-
-    def _miss(self, row: Row) -> None:
-        self._on_row(row)
-        self._landed.match(row[PATH])
-        self._verdict.stats.extend((0, 0))
+        return known is not None and known.stat == (ctime, inode) and known.row == row
 
     def _tell_extra(self, path: bytes, status: Status) -> None:
         if not self._extra_allowed and not st.S_ISSOCK(status.st_mode):
@@ -208,6 +204,9 @@ class _Checker:
         read = chain.from_iterable(waiting() for waiting in compared.reading)
         for place, row in zip(compared.later, read, strict=True):
             compared.real[place] = row
+        if compared.real == compared.rows:
+            yield from compared.rows
+            return
         for row, real in zip(compared.rows, compared.real, strict=True):
             if real != row:
                 if not self._excusable(row, real):
