@@ -6,8 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.kdf import argon2
 
-from lobstertrap.errors import AccessDenied, NotFound
+from lobstertrap.errors import AccessDenied, NotFound, Permanent
 from lobstertrap.redaction import SecretValue
 from lobstertrap.repository import Repository
 from lobstertrap.repository.derivation import Argon2Cost, ScryptCost
@@ -139,7 +141,7 @@ def test_another_repository_at_the_same_place_is_opened(tmp_path: Path) -> None:
     assert remembered(tmp_path).read_text() != before
 
 
-def argon2(salt: str, iterations: int, memory: int) -> str:
+def remembered_argon2(salt: str, iterations: int, memory: int) -> str:
     """Return what might be remembered."""
     cost = f'"iterations": {iterations}, "lanes": 1, "memory_cost": {memory}'
     return f'{{"kind": "argon2id", "salt": {salt}, {cost}}}'
@@ -158,11 +160,11 @@ def argon2(salt: str, iterations: int, memory: int) -> str:
         '{"kind": "scrypt", "salt": "00", "n": 1e400, "r": 1, "p": 2}',
         '{"kind": "scrypt", "salt": "00", "n": 17, "r": 1, "p": 2}',
         f'{{"kind": "scrypt", "salt": "00", "n": {1 << 40}, "r": 8, "p": 2}}',
-        argon2('"00"', 1, 8),
-        argon2(f'"{"00" * 32}"', 1, 7),
-        argon2(f'"{"00" * 32}"', -1, 8),
-        argon2(f'"{"00" * 32}"', 1, 1 << 40),
-        argon2(f'"{"00" * 32}"', 1 << 40, 8),
+        remembered_argon2('"00"', 1, 8),
+        remembered_argon2(f'"{"00" * 32}"', 1, 7),
+        remembered_argon2(f'"{"00" * 32}"', -1, 8),
+        remembered_argon2(f'"{"00" * 32}"', 1, 1 << 40),
+        remembered_argon2(f'"{"00" * 32}"', 1 << 40, 8),
         "[" * 5000,
     ],
 )
@@ -229,3 +231,14 @@ def test_no_slot_costs_more_than_a_reader_allows(
 ) -> None:
     with pytest.raises(ValueError, match="unreasonable"):
         cost.derive(b"passphrase", bytes(32))
+
+
+def test_a_build_without_argon2id_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> None:
+        raise UnsupportedAlgorithm("not by this OpenSSL")
+
+    monkeypatch.setattr(argon2, "Argon2id", refuse)
+
+    with pytest.raises(Permanent, match="no Argon2id") as caught:
+        Repository.create(MemoryStore(), OLD)
+    assert "OpenSSL 3.2" in str(caught.value.hint)

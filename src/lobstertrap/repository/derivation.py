@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from lobstertrap.errors import Permanent
 from lobstertrap.redaction import SecretValue
 
 _MAX_MEMORY = 1 << 30
@@ -37,8 +38,12 @@ class Argon2Cost:
     memory_cost: int = 19 << 10
 
     def derive(self, passphrase: bytes, salt: bytes) -> bytes:
-        """Return 32 bytes; `ValueError` for a cost that no reader allows."""
+        """Return 32 bytes; `ValueError` for a cost that no reader allows.
+
+        `Permanent` where cryptography was built without it.
+        """
         # Imported late: the mover begins to derive before it has the engine.
+        from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415
         from cryptography.hazmat.primitives.kdf.argon2 import (  # noqa: PLC0415
             Argon2id,
         )
@@ -46,7 +51,13 @@ class Argon2Cost:
         times = max(self.iterations, self.lanes)
         if self.memory_cost << 10 > _MAX_MEMORY or times > _MAX_TIMES:
             raise ValueError("unreasonable cost")
-        return Argon2id(salt=salt, length=32, **asdict(self)).derive(passphrase)
+        try:
+            return Argon2id(salt=salt, length=32, **asdict(self)).derive(passphrase)
+        except UnsupportedAlgorithm:
+            raise Permanent(
+                "this machine's cryptography package has no Argon2id",
+                hint="install the published wheel, or build it on OpenSSL 3.2 or newer",
+            ) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
