@@ -5,8 +5,7 @@ JSON lines (see lobstertrap.job): progress, then one result or error. It exits w
 1. It can be killed at any moment and run again. With `--stay` it does one request after
 another, until the socket that is its standard input is closed.
 
-The engine is imported late: the repository's key, which takes as long, is derived
-beside that.
+The engine is imported late: the repository's key is derived beside that.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ IDLE_SECONDS = 1800.0
 """After so long without a request a mover that stays goes."""
 _MAX_REQUEST = 1 << 20
 _COLLECT_AFTER = 50_000
-"""New objects until cycles are looked for: the engine makes many objects and none."""
+"""New objects until cycles are looked for: the engine makes many, and no cycles."""
 _MAX_LOCKS = 253  # more the kernel does not pass on at once
 
 

@@ -1,9 +1,8 @@
 """The key that opens a slot, derived while the store is still being reached.
 
 That takes of the repository only a slot's salt and cost. Those of the slot that opened
-last are remembered beside the local cache; they are no secret.
-The wrapped master key is not remembered: nothing opens without the store, nor by a slot
-that was removed.
+last are remembered beside the local cache; they are no secret. The wrapped master key
+is not remembered: nothing opens without the store, nor by a slot that was removed.
 """
 
 from __future__ import annotations
