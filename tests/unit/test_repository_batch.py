@@ -16,7 +16,13 @@ from hypothesis import strategies as some
 
 from lobstertrap.errors import IntegrityError
 from lobstertrap.repository import batch
-from lobstertrap.repository.batch import NewFile, read_files, stat_files, write_files
+from lobstertrap.repository.batch import (
+    NewFile,
+    read_files,
+    settled,
+    stat_files,
+    write_files,
+)
 from lobstertrap.repository.status import LightStatus, mark_of
 from tests.fixtures.needs import missing
 
@@ -112,14 +118,21 @@ def test_what_is_not_as_it_was_listed_is_left_to_the_caller(
 
 
 def test_a_file_of_this_tick_is_left_to_the_caller(either, parent, tmp_path):
-    (tmp_path / "file").write_bytes(b"a")
-    mark = list(mark_of((tmp_path / "file").stat()))
-    device = tmp_path.stat().st_dev
+    for number in range(200):
+        name, tick = f"{number}", time.clock_gettime_ns(5)
+        (tmp_path / name).write_bytes(b"a")
+        status = (tmp_path / name).stat()
+        mark = mark_of(status)
+        (found,) = read_files(parent, [name.encode()], [mark], status.st_dev)
+        if time.clock_gettime_ns(5) == tick:  # kernels from 6.13 on may tell it apart
+            assert (found is None) == (status.st_ctime_ns == tick)
 
-    for _ in range(1000):  # the tick may end in between
-        mark[0] = time.clock_gettime_ns(5)
-        (found,) = read_files(parent, [b"file"], [tuple(mark)], device)
-        assert found is None  # of this tick, or not as it is marked
+
+def test_a_time_is_settled_when_its_tick_is_over(monkeypatch):
+    monkeypatch.setattr(time, "clock_gettime_ns", {5: 1_000}.__getitem__)
+
+    assert settled(999)
+    assert not settled(1_000)
 
 
 def test_a_file_with_attributes_is_left_to_the_caller(either, parent, tmp_path):
