@@ -16,13 +16,7 @@ from hypothesis import strategies as some
 
 from lobstertrap.errors import IntegrityError
 from lobstertrap.repository import batch
-from lobstertrap.repository.batch import (
-    NewFile,
-    read_files,
-    settled,
-    stat_files,
-    write_files,
-)
+from lobstertrap.repository.batch import NewFile, read_files, stat_files, write_files
 from lobstertrap.repository.status import LightStatus, mark_of
 from tests.fixtures.needs import missing
 
@@ -126,13 +120,6 @@ def test_a_file_of_this_tick_is_left_to_the_caller(either, parent, tmp_path):
         (found,) = read_files(parent, [name.encode()], [mark], status.st_dev)
         if time.clock_gettime_ns(5) == tick:  # kernels from 6.13 on may tell it apart
             assert (found is None) == (status.st_ctime_ns == tick)
-
-
-def test_a_time_is_settled_when_its_tick_is_over(monkeypatch):
-    monkeypatch.setattr(time, "clock_gettime_ns", {5: 1_000}.__getitem__)
-
-    assert settled(999)
-    assert not settled(1_000)
 
 
 def test_a_file_with_attributes_is_left_to_the_caller(either, parent, tmp_path):
