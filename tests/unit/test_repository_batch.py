@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import time
@@ -17,11 +18,17 @@ from hypothesis import strategies as some
 from lobstertrap.errors import IntegrityError
 from lobstertrap.repository import batch
 from lobstertrap.repository.batch import NewFile, read_files, stat_files, write_files
-from lobstertrap.repository.status import LightStatus, mark_of
+from lobstertrap.repository.format import Buffer
+from lobstertrap.repository.status import NO_STAT, LightStatus, mark_of
 from tests.fixtures.needs import missing
 
 HOUR = 3_600_000_000_000
 OWNER = os.getuid(), os.getgid()
+ACL = struct.pack(
+    "<I" + 5 * "HHI", 2, 1, 7, 2**32 - 1, 2, 6, 65534, 4, 5, 2**32 - 1,
+    16, 7, 2**32 - 1, 32, 5, 2**32 - 1,
+)  # fmt: skip
+"""u::rwx,u:65534:rw-,g::r-x,m::rwx,o::r-x, as acl(5) keeps it"""
 
 
 @pytest.fixture(params=["compiled", "python"])
@@ -61,6 +68,16 @@ def new(name: bytes, content: bytes, at: int = 0, **changed: object) -> NewFile:
     mtime = 1_700_000_000_123_456_789
     file = NewFile(b"", name, at, len(content), 0o640, *OWNER, mtime)
     return file._replace(**changed)
+
+
+def write(parent: int, segment: Buffer, *files: NewFile) -> list[bool]:
+    """Write files, and say which are there; each is as it looked when read back."""
+    stats = write_files(parent, segment, files)
+    for file, seen in zip(files, stats, strict=True):
+        if seen is not None:
+            now = os.stat(file.name, dir_fd=parent, follow_symlinks=False)
+            assert seen == (now.st_ctime_ns, now.st_ino)
+    return [seen is not None for seen in stats]
 
 
 def test_contents_come_in_the_order_of_the_names(either, parent, tmp_path):
@@ -171,7 +188,7 @@ def test_files_are_made_as_they_should_be(either, parent, tmp_path):
         new(b"large", segment[8:], 8, mtime=0, temporary=b".tmp"),
     ]
 
-    assert write_files(parent, segment, files) == [True] * 4
+    assert write(parent, segment, *files) == [True] * 4
     made = {path.name: path.stat() for path in tmp_path.iterdir()}
     assert sorted(made) == ["empty", "large", "one", "three"]
     for file in files:
@@ -186,10 +203,10 @@ def test_files_are_made_as_they_should_be(either, parent, tmp_path):
 def test_a_new_file_replaces_one_by_its_temporary_name_only(either, parent, tmp_path):
     (tmp_path / "old").write_bytes(b"old")
 
-    assert write_files(parent, b"new", [new(b"old", b"new")]) == [False]
+    assert write(parent, b"new", new(b"old", b"new")) == [False]
     assert (tmp_path / "old").read_bytes() == b"old"
     file = new(b"old", b"new", temporary=b".tmp")
-    assert write_files(parent, b"new", [file]) == [True]
+    assert write(parent, b"new", file) == [True]
     assert (tmp_path / "old").read_bytes() == b"new"
 
 
@@ -204,7 +221,7 @@ def test_of_a_file_that_cannot_be_made_nothing_is_left(either, parent, tmp_path)
         new(b"fine", b"data"),
     ]
 
-    assert write_files(parent, b"data", files) == [False, False, False, True]
+    assert write(parent, b"data", *files) == [False, False, False, True]
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "directory",
         "elsewhere",
@@ -224,7 +241,7 @@ def test_a_full_disk_leaves_no_half_file(either, tmp_path):
     try:
         handle = os.open(small, os.O_RDONLY)
         data = b"x" * 100_000
-        assert write_files(handle, data, [new(b"big", data)]) == [False]
+        assert write(handle, data, new(b"big", data)) == [False]
         assert [*small.iterdir()] == []
         os.close(handle)
     finally:
@@ -235,14 +252,14 @@ def test_a_full_disk_leaves_no_half_file(either, tmp_path):
 def test_a_segment_may_be_any_buffer(either, parent, tmp_path, kind):
     segment = kind(b"abcdef")
 
-    assert write_files(parent, segment, [new(b"file", b"def", 3)]) == [True]
+    assert write(parent, segment, new(b"file", b"def", 3)) == [True]
     assert (tmp_path / "file").read_bytes() == b"def"
 
 
 def test_a_part_of_a_buffer_is_a_segment_too(either, parent, tmp_path):
     part = memoryview(b"abcdef")[2:]
 
-    assert write_files(parent, part, [new(b"file", b"de", 1)]) == [True]
+    assert write(parent, part, new(b"file", b"de", 1)) == [True]
     assert (tmp_path / "file").read_bytes() == b"de"
 
 
@@ -251,6 +268,74 @@ def test_nothing_behind_a_segment_is_written(either, parent, tmp_path):
         write_files(parent, b"abc", [new(b"file", b"abc", 1)])
 
     assert [*tmp_path.iterdir()] == []
+
+
+def test_what_the_directory_hands_down_is_left_to_be_looked_at(
+    either, parent, tmp_path
+):
+    try:
+        os.setxattr(tmp_path, "system.posix_acl_default", ACL)
+    except OSError:
+        missing("a file system with ACLs")
+
+    assert write_files(parent, b"data", [new(b"file", b"data")]) == [NO_STAT]
+    assert (tmp_path / "file").read_bytes() == b"data"
+    assert "system.posix_acl_access" in os.listxattr(tmp_path / "file")
+
+
+@pytest.mark.parametrize("back", [b"dat", b"dada", b"data!", b""])
+def test_what_reads_back_otherwise_is_left_to_be_looked_at(
+    parent, tmp_path, monkeypatch, back
+):
+    monkeypatch.setattr(batch, "_library", None)
+    monkeypatch.setattr(os, "pread", lambda *_: back)
+
+    assert write_files(parent, b"data", [new(b"file", b"data")]) == [NO_STAT]
+    assert (tmp_path / "file").read_bytes() == b"data"
+
+
+FLIPPING = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <unistd.h>
+
+ssize_t pread(int file, void *out, size_t size, off_t at) {
+    ssize_t (*real)(int, void *, size_t, off_t) = dlsym(RTLD_NEXT, "pread");
+    ssize_t count = real(file, out, size, at);
+    if (count > 0 && at)
+        ((char *)out)[count - 1] ^= 1;
+    return count;
+}
+"""
+"""A disk that loses a bit of what is far behind in a file."""
+
+
+def test_the_compiled_one_sees_a_disk_that_loses_a_bit(tmp_path):
+    if batch._library is None:
+        missing("batch.c was not compiled here: it takes a C compiler")
+    (tmp_path / "flip.c").write_text(FLIPPING)
+    build = ["cc", "-shared", "-fPIC", "-o", "flip.so", "flip.c", "-ldl"]
+    subprocess.run(build, cwd=tmp_path, check=True)
+    program = """
+import os
+from lobstertrap.repository.batch import NewFile, write_files
+data = bytes(100_000)
+owner = os.getuid(), os.getgid()
+sizes = {b"a": 65_536, b"b": 65_537}
+plans = [NewFile(b"", n, 0, size, 0o600, *owner, 1) for n, size in sizes.items()]
+found = write_files(os.open(".", 0), data, plans)
+print([stat == (0, 0) for stat in found])
+"""
+    said = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=os.environ | {"LD_PRELOAD": str(tmp_path / "flip.so")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert said.stdout == "[False, True]\n"
 
 
 def test_names_are_looked_at_as_they_are(either, parent, tmp_path):
@@ -288,7 +373,7 @@ def test_what_is_written_is_read_again(either, tmp_path, contents):
         files.append(new(f"{number}".encode(), content, at))
         at += len(content)
     try:
-        assert all(write_files(handle, b"".join(contents), files))
+        assert all(write(handle, b"".join(contents), *files))
         assert read(handle, *(file.name.decode() for file in files)) == contents
     finally:
         os.close(handle)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
 from lobstertrap.repository.entry import GID, MODE, MTIME, UID, XATTRS, Row, kept_xattr
 from lobstertrap.repository.snapshot import Owners
@@ -25,7 +25,7 @@ class Attributes:
     """Sets what a row says; what is not permitted is remembered and excused later."""
 
     def __init__(self, owners: Owners, warnings: Warnings) -> None:
-        self._owners = owners
+        self._swap = lru_cache(owners.swap)
         self._warnings = warnings
         self._root = os.geteuid() == 0
         self.excused: set[str] = set()
@@ -37,7 +37,7 @@ class Attributes:
 
     def local_owner(self, row: Row) -> tuple[int, int]:
         """Return the (uid, gid) that the row's object has on this machine."""
-        return self._owners.swap(row[UID], row[GID])
+        return self._swap(row[UID], row[GID])
 
     def apply_new(self, handle: int, row: Row, mode: int = 0o600) -> None:
         """Set everything on a file that this process has just made with `mode`."""

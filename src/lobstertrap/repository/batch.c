@@ -17,6 +17,7 @@
 
 #define SECOND 1000000000LL
 #define NAMES 1024 /* bytes of attributes' names that are looked through */
+#define PIECE 65536 /* bytes that are compared at a time */
 
 struct mark {
     int64_t ctime, inode, mtime, size, names;
@@ -24,6 +25,11 @@ struct mark {
 
 struct plan {
     int64_t offset, length, mode, uid, gid, mtime;
+};
+
+struct seen {
+    int64_t ctime;
+    uint64_t inode;
 };
 
 struct status {
@@ -151,26 +157,55 @@ static int fill(int file, const char *data, const struct plan *plan) {
     return !futimens(file, times);
 }
 
+/* Say whether the disk has what was written, and nothing beside it. */
+static int is_as_written(int file, const char *data, const struct plan *plan) {
+    char back[PIECE];
+    for (int64_t at = 0; at < plan->length;) {
+        int64_t left = plan->length - at;
+        ssize_t count = pread(file, back, left < PIECE ? left : PIECE, at);
+        if (count <= 0 || memcmp(back, data + plan->offset + at, count))
+            return 0;
+        at += count;
+    }
+    return !has_attributes(file);
+}
+
+/* As a file looks when it is what was planned; zeros for one that is not. */
+static struct seen look_back(int file, const struct plan *plan) {
+    struct stat now;
+    if (fstat(file, &now) || now.st_size != plan->length || now.st_nlink != 1 ||
+        (now.st_mode & 07777) != plan->mode || (int64_t)now.st_uid != plan->uid ||
+        (int64_t)now.st_gid != plan->gid || nanoseconds(now.st_mtim) != plan->mtime)
+        return (struct seen){0, 0};
+    return (struct seen){nanoseconds(now.st_ctim), now.st_ino};
+}
+
 /* Make files from pieces of `segment`. Of each two names are given: the one to write to,
    empty in a directory that nobody sees yet, and the one that it gets when it is whole.
-   `done` gets 1, or 0 for a file of which nothing is left. */
+   `done` gets 1, or 0 for a file of which nothing is left. `seen` gets how a file looks
+   that was read back and is all that it should be. */
 void write_files(int parent, long count, const char *names, const struct plan *plans,
-                 const char *segment, char *done) {
+                 const char *segment, char *done, struct seen *seen) {
     for (long i = 0; i < count; i++) {
         const char *temporary = names, *name = names + strlen(names) + 1;
         names = name + strlen(name) + 1;
         int hidden = !*temporary;
         const char *first = hidden ? name : temporary;
         done[i] = 0;
-        int file = openat(parent, first, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC,
+        seen[i] = (struct seen){0, 0};
+        int file = openat(parent, first, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC,
                           hidden ? plans[i].mode & 0777 : 0600);
         if (file < 0)
             continue;
         int whole = fill(file, segment, &plans[i]);
-        close(file);
-        if (whole && (hidden || !renameat(parent, first, parent, name)))
+        int right = whole && is_as_written(file, segment, &plans[i]);
+        if (whole && (hidden || !renameat(parent, first, parent, name))) {
             done[i] = 1;
-        else
+            if (right) /* only now: a new name is a change */
+                seen[i] = look_back(file, &plans[i]);
+        } else {
             unlinkat(parent, first, 0);
+        }
+        close(file);
     }
 }

@@ -14,6 +14,7 @@ import struct
 import time
 from array import array
 from collections.abc import Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +22,10 @@ from typing import Any, NamedTuple
 from lobstertrap.errors import IntegrityError
 from lobstertrap.repository.format import Buffer
 from lobstertrap.repository.status import (
+    NO_STAT,
     LightStatus,
     Mark,
+    Stat,
     Status,
     mark_of,
     open_quietly,
@@ -35,7 +38,13 @@ _TICKING = 5
 _STATUS = struct.Struct("=qQQqqqqqqqQ")
 """The fields of a `LightStatus`, as `struct status` in batch.c."""
 
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_light_status = partial(tuple.__new__, LightStatus)
+"""`LightStatus._make`, without a frame of the interpreter for each."""
+
+_SEEN = struct.Struct("=qQ")
+"""ctime and inode, as `struct seen` in batch.c."""
+
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _LIBRARY = Path(__file__).with_name("libbatch.so")
 
 
@@ -74,7 +83,7 @@ def stat_files(parent: int, names: Sequence[bytes]) -> Sequence[Status | None]:
         b"".join(name + b"\0" for name in names),
         (ctypes.c_char * len(found)).from_buffer(found),
     )
-    every = map(LightStatus._make, _STATUS.iter_unpack(found))
+    every = map(_light_status, _STATUS.iter_unpack(found))
     return [status if status.st_mode else None for status in every]
 
 
@@ -99,10 +108,14 @@ def read_files(
     ]
 
 
-def write_files(parent: int, segment: Buffer, files: Sequence[NewFile]) -> list[bool]:
-    """Make files and give them owner, mode and time; says which are whole.
+def write_files(
+    parent: int, segment: Buffer, files: Sequence[NewFile]
+) -> list[Stat | None]:
+    """Make files, give them owner, mode and time, and read them back.
 
-    Of one that is not, nothing is left.
+    Returns how each looks then, or None for one of which nothing is left: it could not
+    be made. `NO_STAT` says that one is there, but is not, or not only, what it should
+    be. Whoever changes a file later changes its ctime or its mtime.
     """
     if any(file.offset + file.length > len(segment) for file in files):
         raise IntegrityError("a piece of a segment is behind its end")
@@ -121,7 +134,7 @@ def _load() -> ctypes.CDLL | None:
     look.restype = read.restype = write.restype = None
     start: tuple[Any, ...] = (number, ctypes.c_long, ctypes.c_char_p, pointer)
     read.argtypes = [*start, ctypes.c_uint64, pointer, pointer]
-    write.argtypes = [*start, pointer, pointer]
+    write.argtypes = [*start, pointer, pointer, pointer]
     look.argtypes = [*start]
     return library
 
@@ -201,10 +214,11 @@ def _read_one(
 
 def _write_compiled(
     parent: int, segment: Buffer, files: Sequence[NewFile]
-) -> list[bool]:
+) -> list[Stat | None]:
     names = b"".join(b"%b\0%b\0" % (file.temporary, file.name) for file in files)
     plans = array("q", chain.from_iterable(file[2:] for file in files))
     done = bytearray(len(files))
+    seen = bytearray(_SEEN.size * len(files))
     _compiled().write_files(
         parent,
         len(files),
@@ -212,8 +226,10 @@ def _write_compiled(
         plans.buffer_info()[0],
         _pointer(segment),
         (ctypes.c_char * len(done)).from_buffer(done),
+        (ctypes.c_char * len(seen)).from_buffer(seen),
     )
-    return [*map(bool, done)]
+    every = zip(done, _SEEN.iter_unpack(seen), strict=True)
+    return [stat if whole else None for whole, stat in every]
 
 
 def _pointer(segment: Buffer) -> object:
@@ -226,7 +242,9 @@ def _pointer(segment: Buffer) -> object:
     return owner if whole else bytes(view)
 
 
-def _write_here(parent: int, segment: Buffer, files: Sequence[NewFile]) -> list[bool]:
+def _write_here(
+    parent: int, segment: Buffer, files: Sequence[NewFile]
+) -> list[Stat | None]:
     view = memoryview(segment)
     return [
         _write_one(parent, view[file.offset : file.offset + file.length], file)
@@ -234,25 +252,27 @@ def _write_here(parent: int, segment: Buffer, files: Sequence[NewFile]) -> list[
     ]
 
 
-def _write_one(parent: int, data: memoryview, file: NewFile) -> bool:
+def _write_one(parent: int, data: memoryview, file: NewFile) -> Stat | None:
     hidden = not file.temporary
     first = file.name if hidden else file.temporary
     mode = file.mode & 0o777 if hidden else 0o600
     try:
         handle = os.open(first, _NEW, mode, dir_fd=parent)
     except OSError:
-        return False
+        return None
     try:
-        try:
-            _fill(handle, data, file)
-        finally:
-            os.close(handle)
+        _fill(handle, data, file)
+        right = os.pread(handle, len(data) + 1, 0) == data
+        right = right and read_xattrs(handle) is None
         if not hidden:
             os.rename(first, file.name, src_dir_fd=parent, dst_dir_fd=parent)
+        # Only now: a new name is a change.
+        return _look_back(handle, file) if right else NO_STAT
     except OSError:
         os.unlink(first, dir_fd=parent)
-        return False
-    return True
+        return None
+    finally:
+        os.close(handle)
 
 
 def _fill(handle: int, data: memoryview, file: NewFile) -> None:
@@ -265,3 +285,13 @@ def _fill(handle: int, data: memoryview, file: NewFile) -> None:
     if now.st_mode & 0o7777 != file.mode:
         os.fchmod(handle, file.mode)
     os.utime(handle, ns=(file.mtime, file.mtime))
+
+
+def _look_back(handle: int, file: NewFile) -> Stat:
+    """Return how a file looks when it is what was planned."""
+    now = os.fstat(handle)
+    mode, owner = now.st_mode & 0o7777, (now.st_uid, now.st_gid)
+    found = (now.st_size, mode, *owner, now.st_mtime_ns)
+    if now.st_nlink != 1 or found != file[3:]:
+        return NO_STAT
+    return now.st_ctime_ns, now.st_ino

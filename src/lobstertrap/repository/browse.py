@@ -33,8 +33,8 @@ from lobstertrap.repository.index import Index
 from lobstertrap.repository.repository import Repository
 from lobstertrap.repository.restorer import checked
 from lobstertrap.repository.snapshot import Snapshot
+from lobstertrap.repository.status import NO_STAT
 from lobstertrap.repository.tree import (
-    NO_STAT,
     Group,
     Known,
     decode_branch,

@@ -22,7 +22,7 @@ _ZEROS = memoryview(bytes(BLOCK))
 
 def content_digest(content: Buffer) -> bytes:
     """Return the content digest of a file that is in memory."""
-    if memoryview(content).nbytes <= BLOCK:
+    if len(content) <= BLOCK:
         return blake3(content).digest()
     digest = ContentDigest()
     digest.update(memoryview(content))

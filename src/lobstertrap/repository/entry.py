@@ -99,13 +99,13 @@ def check_row(row: Row) -> None:
     path, kind, mode, uid, gid, mtime, xattrs = row[: XATTRS + 1]
     ok = (
         type(path) is bytes
-        and _plain_path(path)
+        and _PLAIN_PATH.fullmatch(path) is not None
         and type(kind) is type(mode) is type(uid) is type(gid) is type(mtime) is int
         and 0 <= mode <= 0o7777  # noqa: PLR2004 - twelve bits
         and 0 <= uid < _UINT32
         and 0 <= gid < _UINT32
         and -_INT64 <= mtime < _INT64
-        and _xattrs_fit(xattrs)
+        and (xattrs is None or _xattrs_fit(xattrs))
         and _tail_fits(row)
     )
     if not ok:
@@ -119,13 +119,7 @@ def shown(path: object) -> str:
     )
 
 
-def _plain_path(path: bytes) -> bool:
-    return _PLAIN_PATH.fullmatch(path) is not None
-
-
 def _xattrs_fit(xattrs: object) -> bool:
-    if xattrs is None:
-        return True
     return isinstance(xattrs, tuple) and all(
         isinstance(pair, tuple)
         and len(pair) == 2  # noqa: PLR2004 - name and value
@@ -149,7 +143,8 @@ def _tail_fits(row: Row) -> bool:
         target = row[TARGET]
         return type(target) is bytes and b"\0" not in target and 0 < len(target) < 4096  # noqa: PLR2004 - PATH_MAX
     if kind == HARD_LINK:
-        return type(row[TARGET]) is bytes and _plain_path(row[TARGET])
+        target = row[TARGET]
+        return type(target) is bytes and _PLAIN_PATH.fullmatch(target) is not None
     if kind in (CHARACTER_DEVICE, BLOCK_DEVICE):
         return all(type(n) is int and 0 <= n < _UINT32 for n in row[MAJOR:])
     return True

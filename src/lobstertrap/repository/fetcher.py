@@ -46,11 +46,16 @@ class Window:
     )
     size: int = 0
     pieces: int = 0
+    _last: SegmentInfo | None = None
+    _last_pieces: list[Piece] = field(default_factory=list)
 
     def add(self, index: Index, chunk_id: bytes, target: Target, place: int) -> int:
         """Plan one chunk at `place` of the target; returns its length."""
         segment, offset, length = index.find(chunk_id)
-        pieces = self.packs[segment.pack].setdefault(segment, [])
+        if segment is not self._last:  # mostly it is: chunks lie in walk order
+            self._last = segment
+            self._last_pieces = self.packs[segment.pack].setdefault(segment, [])
+        pieces = self._last_pieces
         self.size += length
         last = pieces[-1] if pieces else None
         if (

@@ -24,6 +24,7 @@ from lobstertrap.repository.placer import Target, place_together
 from lobstertrap.repository.repository import Repository
 from lobstertrap.repository.system import spare_handles, sync_file_system
 from lobstertrap.repository.tree import read_content
+from lobstertrap.repository.written import Written
 
 WINDOW_BYTES = 128 << 20
 WINDOW_PIECES = 16_384
@@ -60,11 +61,13 @@ class Filler:
         repo: Repository,
         index: Index,
         attributes: Attributes,
+        written: Written,
         on_window: Callable[[], None],
     ) -> None:
         self._repo = repo
         self._index = index
         self._attributes = attributes
+        self._written = written
         self._on_window = on_window
         self._blobs = repo.blob_reader(index)
         self._pool = ThreadPoolExecutor(WRITERS, "restore")
@@ -196,7 +199,7 @@ class Filler:
             else:
                 target.write(plain[offset : offset + length], piece.file_offset)
         for directory, together in whole.items():
-            place_together(directory, plain, together, self._attributes)
+            place_together(directory, plain, together, self._attributes, self._written)
 
     @property
     def fetched_bytes(self) -> int:

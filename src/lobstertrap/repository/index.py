@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -53,6 +54,11 @@ class Location(NamedTuple):
     segment: SegmentInfo
     offset: int
     length: int
+
+
+_location: Callable[[tuple[SegmentInfo, int, int]], Location]
+_location = partial(tuple.__new__, Location)
+"""`Location._make`, without a frame of the interpreter for each."""
 
 
 class IndexTable:
@@ -104,13 +110,10 @@ class IndexTable:
         """Return the row of a blob, or -1."""
         slot = int.from_bytes(blob_id[:8], "big") >> self._fan_shift
         start, end = self._fan[slot] * ID_SIZE, self._fan[slot + 1] * ID_SIZE
-        while True:
-            found = self.ids.find(blob_id, start, end)
-            if found < 0:
-                return -1
-            if found % ID_SIZE == 0:
-                return found // ID_SIZE
-            start = found + 1
+        found = self.ids.find(blob_id, start, end)
+        while found % ID_SIZE and found >= 0:  # across two ids
+            found = self.ids.find(blob_id, found + 1, end)
+        return found // ID_SIZE
 
     def rows(self, blob_id: bytes) -> range:
         """Return every row of a blob; more than one when several packs have it."""
@@ -141,7 +144,7 @@ class IndexTable:
         offset, length = self._offset[row], self._length[row]
         if offset + length > segment.plain:
             raise _damaged()
-        return Location(segment, offset, length)
+        return _location((segment, offset, length))
 
 
 def encode_index(packs: Iterable[PackTable], replaces: Iterable[bytes] = ()) -> bytes:

@@ -33,7 +33,8 @@ from lobstertrap.repository.index import Index
 from lobstertrap.repository.pack import expand
 from lobstertrap.repository.repository import Repository
 from lobstertrap.repository.snapshot import Owners, Snapshot
-from lobstertrap.repository.tree import NO_STAT, Group, read_groups
+from lobstertrap.repository.status import NO_STAT
+from lobstertrap.repository.tree import Group, read_groups
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -79,6 +79,7 @@ def restore_paths(
                     excused=attributes.excused,
                     extra_allowed=True,
                     landed=Parent(iter(())),
+                    written=rebuild.written,
                     trusted_before=0,
                     on_rows=lambda _: None,
                 )

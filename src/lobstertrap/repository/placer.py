@@ -8,8 +8,19 @@ from collections.abc import Sequence
 
 from lobstertrap.repository.attributes import Attributes
 from lobstertrap.repository.batch import NewFile, write_files
+from lobstertrap.repository.digest import content_digest
 from lobstertrap.repository.directories import Directory, temporary_name
-from lobstertrap.repository.entry import MODE, MTIME, PATH, SIZE, XATTRS, Row
+from lobstertrap.repository.entry import (
+    DIGEST,
+    MODE,
+    MTIME,
+    PATH,
+    SIZE,
+    XATTRS,
+    Row,
+)
+from lobstertrap.repository.status import NO_STAT
+from lobstertrap.repository.written import Written
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -17,13 +28,25 @@ _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 class Target:
     """A file that is being restored: a temporary name until everything is in it."""
 
-    __slots__ = ("_writing", "directory", "handle", "name", "row", "temporary")
+    __slots__ = (
+        "_writing",
+        "directory",
+        "handle",
+        "name",
+        "number",
+        "row",
+        "temporary",
+    )
 
     in_place = False
     """Whether the file that is there is changed itself."""
 
-    def __init__(self, row: Row, name: bytes, directory: Directory) -> None:
+    def __init__(
+        self, row: Row, name: bytes, directory: Directory, number: int = -1
+    ) -> None:
         self.row = row
+        self.number = number
+        """Of the entry in this restore; only needed of what is written together."""
         self.name = name
         self.directory = directory.hold()
         self.handle = -1
@@ -83,8 +106,12 @@ def place_together(
     plain: memoryview,
     pieces: Sequence[tuple[Target, int, int]],
     attributes: Attributes,
+    written: Written,
 ) -> None:
-    """Write files of one directory, each a piece (offset, length) of `plain`."""
+    """Write files of one directory, each a piece (offset, length) of `plain`.
+
+    What is read back at once, and is what its row says, is noted in `written`.
+    """
     simple = [piece for piece in pieces if not piece[0].row[XATTRS]]
     files = [
         NewFile(
@@ -98,8 +125,15 @@ def place_together(
         )
         for target, offset, length in simple
     ]
-    done = write_files(directory.handle, plain, files)
-    whole = {piece[0] for piece, ok in zip(simple, done, strict=True) if ok}
+    whole = set()
+    stats = write_files(directory.handle, plain, files)
+    for (target, offset, length), stat in zip(simple, stats, strict=True):
+        if stat is None:
+            continue
+        whole.add(target)
+        piece = plain[offset : offset + length]
+        if stat != NO_STAT and content_digest(piece) == target.row[DIGEST]:
+            written.note(target.number, stat)
     for target, offset, length in pieces:
         if target not in whole:  # by itself: what is wrong is told, or excused
             place_whole(target, plain[offset : offset + length], attributes)

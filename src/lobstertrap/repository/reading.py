@@ -24,8 +24,8 @@ from lobstertrap.repository.source import (
     same_version,
     settled_status,
 )
-from lobstertrap.repository.status import Status, mark_of, read_xattrs
-from lobstertrap.repository.tree import Stat, TreeWriter, item
+from lobstertrap.repository.status import Stat, Status, mark_of, read_xattrs
+from lobstertrap.repository.tree import TreeWriter, item
 from lobstertrap.repository.warnings import Warnings
 from lobstertrap.repository.writer import BlobWriter
 

@@ -52,6 +52,7 @@ from lobstertrap.repository.scan import belongs_to_file_system
 from lobstertrap.repository.snapshot import Snapshot
 from lobstertrap.repository.status import open_quietly
 from lobstertrap.repository.tree import Known
+from lobstertrap.repository.written import Written
 
 
 @dataclass(slots=True)
@@ -88,6 +89,8 @@ class Rebuild:
         self._on_progress = on_progress
         self._seen_files = 0
         self._seen_bytes = 0
+        self.written = Written()
+        """Files that were read back when they were written."""
         self.files_written = 0
         self.bytes_written = 0
         self.fetched_bytes = 0
@@ -111,10 +114,12 @@ class Rebuild:
         self._claimed: set[tuple[int, int]] = set()
         self._staged: list[tuple[bytes, bytes]] = []
         self._seen_files = self._seen_bytes = 0
-        self._filler = Filler(self._repo, self._index, self._attributes, self._report)
+        self._filler = Filler(
+            self._repo, self._index, self._attributes, self.written, self._report
+        )
         try:
-            for known in entries:
-                self._entry(known)
+            for number, known in enumerate(entries):
+                self._entry(number, known)
             self._leave_until(b"")
             self._filler.finish()
         except BaseException:
@@ -127,7 +132,7 @@ class Rebuild:
 
     # Entries
 
-    def _entry(self, known: Known) -> None:
+    def _entry(self, number: int, known: Known) -> None:
         row = known.row
         path, kind = row[PATH], row[TYPE]
         parent, _, name = path.rpartition(b"/")
@@ -139,7 +144,7 @@ class Rebuild:
         level.wanted.add(name)
         self._seen_files += 1
         if kind == FILE:
-            self._file(level, name, row, known.content)
+            self._file(level, name, number, known)
             self._seen_bytes += row[SIZE]
         elif kind == HARD_LINK:
             self._links.append(row)
@@ -210,9 +215,8 @@ class Rebuild:
 
     # Files
 
-    def _file(
-        self, level: _Level, name: bytes, row: Row, content: Content | None
-    ) -> None:
+    def _file(self, level: _Level, name: bytes, number: int, known: Known) -> None:
+        row, content = known.row, known.content
         present = self._clear_way(level, name, row)
         if present is not None and st.S_ISREG(present.st_mode):
             keep = self._keep(level, name, row, present)
@@ -223,9 +227,10 @@ class Rebuild:
         if content is None:
             raise IntegrityError(f"{shown(row[PATH])} has no content")
         self.files_written += 1
+        self.written.expect(number)
         if present is not None and self._patched(level, name, row, content, present):
             return
-        target = Target(row, name, level.directory)
+        target = Target(row, name, level.directory, number)
         self.bytes_written += row[SIZE]
         alone = present is None or row[SIZE] <= WHOLE
         if alone and isinstance(content, bytes) and len(content) == ID_SIZE:

@@ -113,6 +113,7 @@ def restore(
                     excused=attributes.excused,
                     extra_allowed=not delete_extra,
                     landed=Parent(landed),
+                    written=rebuild.written,
                     trusted_before=int(now() * 1e9) - RACY_NS,
                     on_rows=_reporter(snapshot, on_progress),
                 )

@@ -31,7 +31,8 @@ from lobstertrap.repository.inventory import Inventory
 from lobstertrap.repository.order import Order
 from lobstertrap.repository.repository import Repository
 from lobstertrap.repository.snapshot import Snapshot
-from lobstertrap.repository.tree import NO_STAT, TreeWriter, decode_branch
+from lobstertrap.repository.status import NO_STAT
+from lobstertrap.repository.tree import TreeWriter, decode_branch
 from lobstertrap.repository.warnings import Warnings
 
 REPAIRED = "repaired-from"

@@ -172,8 +172,12 @@ def _look(
 ) -> Run:
     """Return what of these names is there, shall be kept, and is no directory."""
     excluding = bool(exclude)
+    stats = stat_files(parent, names)
+    files = [light for light in stats if light and not stat.S_ISDIR(light.st_mode)]
+    if len(files) == len(names) and not excluding:
+        return Run([prefix + raw for raw in names], names, files, parent)
     run = Run([], [], [], parent)
-    for raw, light in zip(names, stat_files(parent, names), strict=True):
+    for raw, light in zip(names, stats, strict=True):
         path = prefix + raw
         if excluding and exclude.matches(path[skip:], directory=False):
             continue

@@ -32,6 +32,11 @@ class LightStatus(NamedTuple):
 
 Status = os.stat_result | LightStatus
 
+Stat = tuple[int, int]
+"""ctime in nanoseconds (0: not to be trusted) and inode."""
+
+NO_STAT: Stat = (0, 0)
+
 Mark = tuple[int, int, int, int, int]
 """ctime, inode, mtime, size and number of names, as they look on a disk."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import chain, repeat
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -43,14 +43,10 @@ from lobstertrap.repository.entry import (
     encode_rows,
 )
 from lobstertrap.repository.format import ID_SIZE, PAGES
-from lobstertrap.repository.status import Mark
+from lobstertrap.repository.status import NO_STAT, Mark, Stat
 from lobstertrap.repository.writer import BlobWriter
 
 _STAT = struct.Struct("<qQ")
-Stat = tuple[int, int]
-"""ctime in nanoseconds (0: not to be trusted) and inode."""
-
-NO_STAT: Stat = (0, 0)
 
 
 class Group:
@@ -287,9 +283,8 @@ def read_entries(
 ) -> Iterator[Known]:
     """Yield the entries of a snapshot in walk order."""
     for group in read_groups(blobs, branches, stats=stats):
-        entries = zip(group.rows, group.contents, group.stats, strict=True)
-        for place, (row, content, stat) in enumerate(entries):
-            yield Known(row, content, stat, group, place)
+        rows, places = group.rows, range(len(group))
+        yield from map(Known, rows, group.contents, group.stats, repeat(group), places)
 
 
 def read_rows(

@@ -39,6 +39,7 @@ from lobstertrap.repository.scan import Found, Run, walk_runs
 from lobstertrap.repository.snapshot import Owners
 from lobstertrap.repository.status import Status
 from lobstertrap.repository.tree_digest import disk_row
+from lobstertrap.repository.written import Written
 
 _AHEAD = 4
 """Directories, or parts of them, that are read while an earlier one is compared."""
@@ -67,13 +68,15 @@ def verify(
     excused: frozenset[str] | set[str],
     extra_allowed: bool,
     landed: Parent,
+    written: Written,
     trusted_before: int,
     on_rows: Callable[[Sequence[Row]], None],
 ) -> Verdict:
     """Compare the disk with `expected`, which comes in walk order.
 
-    A file is read, unless its entry is one that `landed` here in an earlier restore,
-    was verified then, and its ctime and inode are still the same.
+    A file is read, unless its ctime and inode are still those that it had when it was
+    read before: when this restore had `written` it, or when its entry `landed` here in
+    an earlier one and was verified.
 
     What could not be set as this user (`excused`) counts as set. Files that the
     snapshot does not have are passed over when they are allowed or excluded.
@@ -87,6 +90,7 @@ def verify(
             reading=reading,
             extra_allowed=extra_allowed,
             landed=landed,
+            written=written,
             trusted_before=trusted_before,
             on_rows=on_rows,
         )
@@ -124,6 +128,7 @@ class _Checker:
         reading: ReadingBack,
         extra_allowed: bool,
         landed: Parent,
+        written: Written,
         trusted_before: int,
         on_rows: Callable[[Sequence[Row]], None],
     ) -> None:
@@ -134,6 +139,7 @@ class _Checker:
         self._extra_allowed = extra_allowed
         self._on_rows = on_rows
         self._landed = landed
+        self._written = written
         self._trusted_before = trusted_before
         self._first: dict[tuple[int, int], Row] = {}
         self._buffer = memoryview(bytearray(1 << 20))
@@ -143,7 +149,7 @@ class _Checker:
         begun: deque[_Compared] = deque()
         for found in disk:
             run = found if isinstance(found, Run) else _alone(found)
-            begun.append(self._begin(run, expected.joined(run.paths), found))
+            begun.append(self._begin(run, expected, found))
             while len(begun) > _AHEAD or sum(len(c.reading) for c in begun) > _READING:
                 yield from self._judge(begun.popleft())
         for compared in begun:
@@ -153,16 +159,27 @@ class _Checker:
             self._on_rows([row])
             yield from self._judge(_Compared([row], [None], []))
 
-    def _begin(
-        self, run: Run, joined: list[tuple[Row | None, int]], found: Found | Run
-    ) -> _Compared:
+    def _begin(self, run: Run, expected: _Expected, found: Found | Run) -> _Compared:
         """Look at names beside their entries, and begin to read what has to be read."""
+        stats, before = run.stats, self._trusted_before
+        every = expected.exactly(run.paths)
+        if every is None:
+            joined, held = expected.joined(run.paths), [False] * len(stats)
+        else:
+            held = self._written.hold(len(self._verdict.stats) // 2, every, stats)
+            if all(held):
+                for status in stats:
+                    ctime = status.st_ctime_ns
+                    trusted = ctime if ctime < before else 0
+                    self._verdict.stats.extend((trusted, _signed(status.st_ino)))
+                self._on_rows(every)
+                return _Compared(every, [*every], [])
+            joined = zip(every, range(len(every)), strict=True)
         rows: list[Row] = []
         real: list[Row | None] = []
         noted: list[int] = []
         later: list[int] = []
         places: list[int] = []
-        stats, before = run.stats, self._trusted_before
         for row, place in joined:
             if row is None:
                 self._tell_extra(run.paths[place], stats[place])
@@ -176,7 +193,8 @@ class _Checker:
             ctime, inode = status.st_ctime_ns, _signed(status.st_ino)
             noted += (ctime if ctime < before else 0, inode)
             single = status.st_nlink == 1
-            if single and self._landed and self._has_landed(row, ctime, inode):
+            landed = single and self._landed and self._has_landed(row, ctime, inode)
+            if held[place] or landed:
                 real.append(row)
             elif single and st.S_ISREG(status.st_mode):
                 later.append(len(real))
@@ -247,21 +265,24 @@ class _Expected:
         self._held: deque[Row] = deque()
         """Taken from `rows`, and not joined with anything yet."""
 
-    def joined(self, paths: list[bytes]) -> list[tuple[Row | None, int]]:
-        """Return the rows up to the last path, each with its place among `paths`.
+    def exactly(self, paths: list[bytes]) -> list[Row] | None:
+        """Take the next rows if they are called as the paths are."""
+        self._held.extend(islice(self._rows, max(0, len(paths) - len(self._held))))
+        rows = [*islice(self._held, len(paths))]
+        if [row[PATH] for row in rows] != paths:
+            return None
+        for _ in rows:
+            self._held.popleft()
+        return rows
+
+    def joined(self, paths: list[bytes]) -> Iterator[tuple[Row | None, int]]:
+        """Yield the rows up to the last path, each with its place among `paths`.
 
         The place is -1 for a row that is not on the disk, the row None for a path that
         is not in the snapshot.
         """
-        self._held.extend(islice(self._rows, max(0, len(paths) - len(self._held))))
-        rows = [*islice(self._held, len(paths))]
-        if [row[PATH] for row in rows] == paths:
-            for _ in rows:
-                self._held.popleft()
-            return [*zip(rows, range(len(rows)), strict=True)]
-        return [
-            pair for place, path in enumerate(paths) for pair in self._at(place, path)
-        ]
+        for place, path in enumerate(paths):
+            yield from self._at(place, path)
 
     def _at(self, place: int, path: bytes) -> Iterator[tuple[Row | None, int]]:
         wanted = _key(path)
