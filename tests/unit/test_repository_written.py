@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Event
 
 import pytest
 
-from lobstertrap.errors import IntegrityError
+from lobstertrap.errors import IntegrityError, Unavailable
 from lobstertrap.repository import (
     Repository,
     RestoreResult,
     Snapshot,
     batch,
     fetcher,
+    filling,
+    placer,
     reading_back,
     restore,
     restorer,
@@ -26,6 +30,10 @@ from lobstertrap.repository.blobs import open_info
 from lobstertrap.repository.crypto import Keys
 from lobstertrap.repository.format import Buffer
 from lobstertrap.repository.index import SegmentInfo
+from lobstertrap.repository.reading_back import ReadingBack
+from lobstertrap.repository.scan import Run
+from lobstertrap.repository.source import Part, digest_file
+from lobstertrap.repository.status import Status
 from lobstertrap.repository.verify import verify
 from lobstertrap.repository.written import Written
 from lobstertrap.stores.memory import MemoryStore
@@ -129,8 +137,11 @@ def snap(repo: Repository, root: Path) -> Snapshot:
     return take_snapshot(repo, agent="ada", roots=roots, owners=OWNERS, now=later)
 
 
-def bring_back(repo: Repository, snapshot: Snapshot, root: Path) -> RestoreResult:
-    return restore(repo, snapshot, roots={"state": root}, owners=OWNERS)
+def bring_back(
+    repo: Repository, snapshot: Snapshot, root: Path, *, in_place: bool = False
+) -> RestoreResult:
+    roots = {"state": root}
+    return restore(repo, snapshot, roots=roots, owners=OWNERS, in_place=in_place)
 
 
 @pytest.fixture
@@ -205,3 +216,118 @@ def test_content_that_is_not_what_its_entry_says_never_counts_as_restored(
 
     with pytest.raises(IntegrityError, match=r"is not what .* says: 'state/0/0'"):
         bring_back(repo, snapshot, tmp_path / "out")
+
+
+# Large files, window by window
+
+
+def open_handles() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+@pytest.fixture
+def windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filling, "WINDOW_BYTES", 2_000_000)
+
+
+@pytest.fixture
+def at_the_end(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Names of files that are read when all is written."""
+    read: list[bytes] = []
+    begin = ReadingBack.begin
+
+    def begins(self: ReadingBack, run: Run, places: Sequence[int]) -> object:
+        read.extend(run.names[place] for place in places)
+        return begin(self, run, places)
+
+    monkeypatch.setattr(ReadingBack, "begin", begins)
+    return read
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    place = tmp_path / "large"
+    place.mkdir()
+    for number in range(8):
+        (place / f"{number}").write_bytes(os.urandom(1_200_000))
+    return place
+
+
+@pytest.mark.usefixtures("windows")
+@pytest.mark.parametrize("in_place", [False, True])
+def test_large_files_are_read_back_while_the_next_are_written(
+    repo: Repository, large: Path, at_the_end: list[bytes], in_place: bool
+) -> None:
+    out, handles = large.with_name("out"), open_handles()
+    bring_back(repo, snap(repo, large), out)
+    assert at_the_end == [b"6", b"7"]  # those of the last window
+    for path in large.iterdir():
+        with path.open("r+b") as file:
+            file.write(os.urandom(1_100_000))
+    at_the_end.clear()
+
+    bring_back(repo, snap(repo, large), out, in_place=in_place)
+
+    assert b"7" in at_the_end
+    assert {*at_the_end} <= {b"6", b"7"}
+    assert open_handles() == handles
+    assert describe(out) == describe(large)
+
+
+def unreadable(*_: object) -> Part:
+    raise OSError(errno.EIO, "the disk is broken")
+
+
+def otherwise(handle: int, status: Status, buffer: memoryview) -> Part:
+    part = digest_file(handle, status, buffer)
+    return Part(part.size, part.digest[::-1])
+
+
+@pytest.mark.usefixtures("windows")
+@pytest.mark.parametrize("digest", [unreadable, otherwise])
+def test_one_that_does_not_read_back_is_read_once_more(
+    repo: Repository,
+    large: Path,
+    at_the_end: list[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    digest: Callable[[int, Status, memoryview], Part],
+) -> None:
+    monkeypatch.setattr(placer, "digest_file", digest)
+    out = large.with_name("out")
+
+    result = bring_back(repo, snap(repo, large), out)
+
+    assert len(at_the_end) == result.files_written == 8
+    assert describe(out) == describe(large)
+
+
+@pytest.mark.usefixtures("windows")
+def test_a_restore_that_fails_leaves_no_handle_and_no_half_file(
+    repo: Repository, large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot, out = snap(repo, large), large.with_name("out")
+    slow = Event()
+
+    def waits(handle: int, status: Status, buffer: memoryview) -> Part:
+        slow.wait(0.2)
+        return digest_file(handle, status, buffer)
+
+    monkeypatch.setattr(placer, "digest_file", waits)
+    opened, calls = open_info, iter(range(100))
+
+    def fails(keys: Keys, info: SegmentInfo, stored: Buffer) -> Buffer:
+        if next(calls) == 7:
+            raise Unavailable("the store went away")
+        return opened(keys, info, stored)
+
+    monkeypatch.setattr(fetcher, "open_info", fails)
+    handles = open_handles()
+
+    with pytest.raises(Unavailable, match="went away"):
+        bring_back(repo, snapshot, out)
+
+    assert open_handles() == handles
+    assert {path.stat().st_size for path in out.iterdir()} <= {1_200_000}
+    monkeypatch.undo()
+    bring_back(repo, snapshot, out)
+    assert describe(out) == describe(large)

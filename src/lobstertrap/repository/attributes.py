@@ -25,6 +25,7 @@ class Attributes:
     """Sets what a row says; what is not permitted is remembered and excused later."""
 
     def __init__(self, owners: Owners, warnings: Warnings) -> None:
+        self.owners = owners
         self._swap = lru_cache(owners.swap)
         self._warnings = warnings
         self._root = os.geteuid() == 0

@@ -138,8 +138,21 @@ static int write_fully(int file, const char *data, int64_t size) {
     return 1;
 }
 
-/* The time comes last: what has the right one is whole. */
-static int fill(int file, const char *data, const struct plan *plan) {
+/* Say whether the disk has what was written, and nothing beside it. */
+static int is_as_written(int file, const char *data, int64_t size) {
+    char back[PIECE];
+    for (int64_t at = 0; at < size;) {
+        ssize_t count = pread(file, back, size - at < PIECE ? size - at : PIECE, at);
+        if (count <= 0 || memcmp(back, data + at, count))
+            return 0;
+        at += count;
+    }
+    return !has_attributes(file);
+}
+
+/* The time comes last: what has the right one is whole. `right` gets whether what is
+   read back is what was written; reading would change the access time afterwards. */
+static int fill(int file, const char *data, const struct plan *plan, int *right) {
     struct stat now;
     struct timespec time = {plan->mtime / SECOND, plan->mtime % SECOND};
     if (time.tv_nsec < 0) {
@@ -147,27 +160,16 @@ static int fill(int file, const char *data, const struct plan *plan) {
         time.tv_sec--;
     }
     struct timespec times[2] = {time, time};
-    if (!write_fully(file, data + plan->offset, plan->length) || fstat(file, &now))
+    data += plan->offset;
+    if (!write_fully(file, data, plan->length) || fstat(file, &now))
         return 0;
+    *right = is_as_written(file, data, plan->length);
     if (((int64_t)now.st_uid != plan->uid || (int64_t)now.st_gid != plan->gid) &&
         fchown(file, plan->uid, plan->gid))
         return 0;
     if ((now.st_mode & 07777) != plan->mode && fchmod(file, plan->mode))
         return 0;
     return !futimens(file, times);
-}
-
-/* Say whether the disk has what was written, and nothing beside it. */
-static int is_as_written(int file, const char *data, const struct plan *plan) {
-    char back[PIECE];
-    for (int64_t at = 0; at < plan->length;) {
-        int64_t left = plan->length - at;
-        ssize_t count = pread(file, back, left < PIECE ? left : PIECE, at);
-        if (count <= 0 || memcmp(back, data + plan->offset + at, count))
-            return 0;
-        at += count;
-    }
-    return !has_attributes(file);
 }
 
 /* As a file looks when it is what was planned; zeros for one that is not. */
@@ -197,8 +199,7 @@ void write_files(int parent, long count, const char *names, const struct plan *p
                           hidden ? plans[i].mode & 0777 : 0600);
         if (file < 0)
             continue;
-        int whole = fill(file, segment, &plans[i]);
-        int right = whole && is_as_written(file, segment, &plans[i]);
+        int right = 0, whole = fill(file, segment, &plans[i], &right);
         if (whole && (hidden || !renameat(parent, first, parent, name))) {
             done[i] = 1;
             if (right) /* only now: a new name is a change */

@@ -7,6 +7,7 @@ the snapshot or of one file.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import defaultdict, deque
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from lobstertrap.repository.entry import PATH, Content, Row, shown
 from lobstertrap.repository.fetcher import Fetcher, Piece, Window
 from lobstertrap.repository.format import HOLE
 from lobstertrap.repository.index import Index, PackInfo, SegmentInfo
-from lobstertrap.repository.placer import Target, place_together
+from lobstertrap.repository.placer import Target, place_together, read_back
 from lobstertrap.repository.repository import Repository
 from lobstertrap.repository.system import spare_handles, sync_file_system
 from lobstertrap.repository.tree import read_content
@@ -72,10 +73,12 @@ class Filler:
         self._blobs = repo.blob_reader(index)
         self._pool = ThreadPoolExecutor(WRITERS, "restore")
         self._fetcher = Fetcher(repo.store, repo.keys, index)
-        self._handles = min(WINDOW_HANDLES, spare_handles() // 3)
+        self._handles = min(WINDOW_HANDLES, spare_handles() // 4)
         self._batch = _Batch(self._handles)
         self._running: deque[_Batch] = deque()
         self._open: Target | None = None
+        self._reading: dict[Future[None], int] = {}
+        """Files of the window before that are read back, and their handles."""
         self._marked: dict[int, int] = {}
         """By file system: a file that was marked as unfinished, perhaps not on disk."""
 
@@ -167,13 +170,33 @@ class Filler:
             batch = self._running[0]
             for future in batch.futures:
                 future.result()
+            self._await_reading()
             while batch.targets:
                 target = batch.targets[-1]
                 if target.handle >= 0:
-                    target.finish(self._attributes)
+                    handle = target.finish(self._attributes)
+                    if left:
+                        self._read_back(handle, target)
+                    else:  # nothing is written meanwhile: more threads do it later
+                        os.close(handle)
                 batch.targets.pop().directory.release()
             self._running.popleft()
             self._on_window()
+
+    def _read_back(self, handle: int, target: Target) -> None:
+        """Read a file back while the next window is written."""
+        attributes, written = self._attributes, self._written
+        reading = self._pool.submit(read_back, handle, target, attributes, written)
+        self._reading[reading] = handle
+
+    def _await_reading(self) -> None:
+        while self._reading:
+            reading, handle = self._reading.popitem()
+            try:
+                with contextlib.suppress(OSError):  # then it is read again at the end
+                    reading.result()
+            finally:
+                os.close(handle)
 
     def _write_pack(
         self, pack: PackInfo, wanted: dict[SegmentInfo, list[Piece]]
@@ -217,6 +240,10 @@ class Filler:
             for target in batch.targets:
                 target.abandon()
                 target.directory.release()
+        for reading, handle in self._reading.items():
+            if not reading.cancel():
+                reading.exception()
+            os.close(handle)
         if self._open is not None:
             self._open.abandon()
             self._open.directory.release()

@@ -39,11 +39,11 @@ class Patch(Target):
     def keep(self, data: memoryview, offset: int) -> None:
         """Leave a piece that is there already."""
 
-    def finish(self, attributes: Attributes) -> None:
-        """Give the file its attributes; the time comes last."""
+    def finish(self, attributes: Attributes) -> int:
+        """Give the file its attributes; the time comes last. Returns its handle."""
         attributes.apply_existing(self.handle, self.row, os.fstat(self.handle))
-        os.close(self.handle)
-        self.handle = -1
+        handle, self.handle = self.handle, -1
+        return handle
 
     def abandon(self) -> None:
         """Leave the file as it is: the next restore goes on with it."""
@@ -54,8 +54,10 @@ class Patch(Target):
 
 def open_patch(
     row: Row,
+    number: int,
     name: bytes,
     directory: Directory,
+    *,
     present: os.stat_result,
     owner: tuple[int, int],
 ) -> Patch | None:
@@ -72,6 +74,6 @@ def open_patch(
     if not st.S_ISREG(status.st_mode) or status.st_ino != present.st_ino:
         os.close(handle)
         return None
-    patch = Patch(row, name, directory)
+    patch = Patch(row, name, directory, number)
     patch.handle = handle
     return patch

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 from lobstertrap.repository.attributes import Attributes
 from lobstertrap.repository.batch import NewFile, write_files
-from lobstertrap.repository.digest import content_digest
+from lobstertrap.repository.digest import BLOCK, content_digest
 from lobstertrap.repository.directories import Directory, temporary_name
 from lobstertrap.repository.entry import (
     DIGEST,
+    FILE,
     MODE,
     MTIME,
     PATH,
@@ -19,7 +20,8 @@ from lobstertrap.repository.entry import (
     XATTRS,
     Row,
 )
-from lobstertrap.repository.status import NO_STAT
+from lobstertrap.repository.source import common_fields, digest_file, same_version
+from lobstertrap.repository.status import NO_STAT, read_xattrs
 from lobstertrap.repository.written import Written
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -42,11 +44,11 @@ class Target:
     """Whether the file that is there is changed itself."""
 
     def __init__(
-        self, row: Row, name: bytes, directory: Directory, number: int = -1
+        self, row: Row, name: bytes, directory: Directory, number: int
     ) -> None:
         self.row = row
         self.number = number
-        """Of the entry in this restore; only needed of what is written together."""
+        """Of the entry, among those of this restore."""
         self.name = name
         self.directory = directory.hold()
         self.handle = -1
@@ -79,14 +81,17 @@ class Target:
         """Take a piece that the old file has at the same place."""
         self.write(data, offset)
 
-    def finish(self, attributes: Attributes) -> None:
-        """Give the file its attributes and then its name."""
+    def finish(self, attributes: Attributes) -> int:
+        """Give the file its attributes and then its name.
+
+        Returns its handle, which is the caller's to close.
+        """
         attributes.apply_new(self.handle, self.row)
-        os.close(self.handle)
-        self.handle = -1
         if self.temporary is not self.name:
             parent = self.directory.handle
             os.rename(self.temporary, self.name, src_dir_fd=parent, dst_dir_fd=parent)
+        handle, self.handle = self.handle, -1
+        return handle
 
     def abandon(self) -> None:
         """Remove the temporary file of a restore that failed."""
@@ -137,6 +142,19 @@ def place_together(
     for target, offset, length in pieces:
         if target not in whole:  # by itself: what is wrong is told, or excused
             place_whole(target, plain[offset : offset + length], attributes)
+
+
+def read_back(
+    handle: int, target: Target, attributes: Attributes, written: Written
+) -> None:
+    """Read a finished file, and note it in `written` if it is what its row says."""
+    status, path = os.fstat(handle), target.row[PATH]
+    part = digest_file(handle, status, memoryview(bytearray(BLOCK)))
+    xattrs = read_xattrs(handle)
+    common = common_fields(path, FILE, attributes.owners, xattrs, status)
+    alone = same_version(status, os.fstat(handle))
+    if alone and (*common, part.size, part.digest) == target.row:
+        written.note(target.number, (status.st_ctime_ns, status.st_ino))
 
 
 def place_whole(target: Target, data: memoryview, attributes: Attributes) -> None:

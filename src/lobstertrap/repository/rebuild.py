@@ -30,7 +30,6 @@ from lobstertrap.repository.entry import (
     PATH,
     SIZE,
     TYPE,
-    Content,
     Row,
     shown,
 )
@@ -228,7 +227,7 @@ class Rebuild:
             raise IntegrityError(f"{shown(row[PATH])} has no content")
         self.files_written += 1
         self.written.expect(number)
-        if present is not None and self._patched(level, name, row, content, present):
+        if present is not None and self._patched(level, name, number, known, present):
             return
         target = Target(row, name, level.directory, number)
         self.bytes_written += row[SIZE]
@@ -249,15 +248,20 @@ class Rebuild:
         self,
         level: _Level,
         name: bytes,
-        row: Row,
-        content: Content,
+        number: int,
+        known: Known,
         present: os.stat_result,
     ) -> bool:
         """Change a file where it is, if that was asked for and can be."""
-        if not self._in_place or self._filler.has_holes(row, content):
+        row, content = known.row, known.content
+        if content is None or not self._in_place:
+            return False
+        if self._filler.has_holes(row, content):
             return False
         owner = self._attributes.local_owner(row)
-        patch = open_patch(row, name, level.directory, present, owner)
+        patch = open_patch(
+            row, number, name, level.directory, present=present, owner=owner
+        )
         if patch is None:
             return False
         self.bytes_written += self._filler.add_parts(patch, content, patch.handle)
