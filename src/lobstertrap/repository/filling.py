@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from lobstertrap.errors import IntegrityError, NotFound
 from lobstertrap.repository.attributes import Attributes
 from lobstertrap.repository.blame import costing
-from lobstertrap.repository.entry import PATH, Content, Row, shown
+from lobstertrap.repository.entry import PATH, SIZE, Content, Row, shown
 from lobstertrap.repository.fetcher import Fetcher, Piece, Window
 from lobstertrap.repository.format import HOLE
 from lobstertrap.repository.index import Index, PackInfo, SegmentInfo
@@ -174,17 +174,19 @@ class Filler:
             while batch.targets:
                 target = batch.targets[-1]
                 if target.handle >= 0:
-                    handle = target.finish(self._attributes)
-                    if left:
-                        self._read_back(handle, target)
-                    else:  # nothing is written meanwhile: more threads do it later
-                        os.close(handle)
+                    self._read_back(target.finish(self._attributes), target, left)
                 batch.targets.pop().directory.release()
             self._running.popleft()
             self._on_window()
 
-    def _read_back(self, handle: int, target: Target) -> None:
-        """Read a file back while the next window is written."""
+    def _read_back(self, handle: int, target: Target, left: int) -> None:
+        """Read a file back while the windows that are left are written.
+
+        A very large one, or with none left, is for the end: more threads read it then.
+        """
+        if not left or target.row[SIZE] > WINDOW_BYTES:
+            os.close(handle)
+            return
         attributes, written = self._attributes, self._written
         reading = self._pool.submit(read_back, handle, target, attributes, written)
         self._reading[reading] = handle
