@@ -168,12 +168,7 @@ class _Checker:
         else:
             held = self._written.hold(len(self._verdict.stats) // 2, every, stats)
             if all(held):
-                for status in stats:
-                    ctime = status.st_ctime_ns
-                    trusted = ctime if ctime < before else 0
-                    self._verdict.stats.extend((trusted, _signed(status.st_ino)))
-                self._on_rows(every)
-                return _Compared(every, [*every], [])
+                return self._as_written(every, stats)
             joined = zip(every, range(len(every)), strict=True)
         rows: list[Row] = []
         real: list[Row | None] = []
@@ -207,6 +202,15 @@ class _Checker:
         self._on_rows(rows)
         reading = self._reading.begin(run, places) if places else ()
         return _Compared(rows, real, later, reading)
+
+    def _as_written(self, rows: list[Row], stats: Sequence[Status]) -> _Compared:
+        """Take rows as proved: their files are still what was read back."""
+        for status in stats:
+            ctime = status.st_ctime_ns
+            trusted = ctime if ctime < self._trusted_before else 0
+            self._verdict.stats.extend((trusted, _signed(status.st_ino)))
+        self._on_rows(rows)
+        return _Compared(rows, [*rows], [])
 
     def _has_landed(self, row: Row, ctime: int, inode: int) -> bool:
         """Say whether an earlier restore has verified an entry as it is."""
