@@ -331,3 +331,26 @@ def test_a_restore_that_fails_leaves_no_handle_and_no_half_file(
     monkeypatch.undo()
     bring_back(repo, snapshot, out)
     assert describe(out) == describe(large)
+
+
+def test_an_interrupt_right_after_a_rename_is_told_as_what_it_is(
+    repo: Repository, large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot, out = snap(repo, large), large.with_name("out")
+    rename = os.rename
+
+    def interrupted(source: object, name: object, **more: int) -> None:
+        rename(source, name, **more)  # type: ignore[call-overload]
+        if name == b"3":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    handles = open_handles()
+
+    with pytest.raises(KeyboardInterrupt):
+        bring_back(repo, snapshot, out)
+
+    assert open_handles() == handles
+    monkeypatch.undo()
+    bring_back(repo, snapshot, out)
+    assert describe(out) == describe(large)

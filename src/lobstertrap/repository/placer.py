@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Sequence
@@ -98,7 +99,8 @@ class Target:
         if self.handle >= 0:
             os.close(self.handle)
             self.handle = -1
-            os.unlink(self.temporary, dir_fd=self.directory.handle)
+            with contextlib.suppress(FileNotFoundError):  # it has its name already
+                os.unlink(self.temporary, dir_fd=self.directory.handle)
 
 
 def new_name(target: Target) -> str | bytes:
